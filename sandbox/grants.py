@@ -1,0 +1,32 @@
+"""What the jail is told about descriptors: grants, in the form both sides agree on."""
+
+from typing import Literal, NamedTuple
+
+Mode = Literal["r", "w", "rw"]
+FdType = Literal["stream", "file", "socket"]
+
+
+class Grant(NamedTuple):
+    """One descriptor of the cell, as promised.
+
+    The source descriptor is not part of it: descriptors travel beside the plan, in the
+    order of its grants, and their numbers on the way mean nothing.
+
+    Attributes:
+        target: The descriptor's number in the cell, 0 to 65534.
+        name: The name it was granted by; ``None`` for stdio that merely passes through,
+            which is not listed in ``WW_FDS``.
+        mode: What the cell may do with it, at most what the kernel's access mode allows.
+        type: ``stream``, ``file`` or ``socket``.
+        move: The runner closes its own copy as soon as the cell holds one.
+        cloexec: The descriptor carries FD_CLOEXEC inside the cell's process.
+        pathlink: The jail's root holds a symbolic link ``name`` to it.
+    """
+
+    target: int
+    name: str | None
+    mode: Mode
+    type: FdType
+    move: bool = False
+    cloexec: bool = True
+    pathlink: bool = False

@@ -1,0 +1,49 @@
+"""How a cell ended, told apart by cause."""
+
+import json
+from typing import Any, Literal, NamedTuple
+
+Kind = Literal["exit", "trap", "signal", "rejected", "jail", "fault"]
+
+
+class Outcome(NamedTuple):
+    """How one cell ended.
+
+    Attributes:
+        kind: ``exit``: the cell ended by itself. ``trap``: it did what WebAssembly forbids.
+            ``signal``: its process was ended by a signal. ``rejected``: it is not a program
+            that can run here. ``jail``: no cell ran, because a step of the set-up failed.
+            ``fault``: the host failed at something the cell may ask of it.
+        code: The exit code (``exit``), the signal's number (``signal``) or the error number
+            of the step that failed (``jail``, 0 where a check found a difference); else 0.
+        what: The trap's message with its backtrace, the reason of a rejection, or what failed.
+        step: The name of the set-up step that failed (``jail``), else empty.
+    """
+
+    kind: Kind
+    code: int = 0
+    what: str = ""
+    step: str = ""
+
+    def encode(self) -> bytes:
+        """Return the outcome as bytes for :meth:`decode`."""
+        return json.dumps(self).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Outcome":
+        """Read what :meth:`encode` wrote, from a process that may be the cell's captive.
+
+        Raises:
+            ValueError: If the bytes are not an outcome.
+        """
+        fields: Any = json.loads(data)
+        match fields:
+            case [
+                "exit" | "trap" | "signal" | "rejected" | "jail" | "fault" as kind,
+                int(),
+                str(),
+                str(),
+            ]:
+                return cls(kind, *fields[1:])
+            case _:
+                raise ValueError("not an outcome")

@@ -1,0 +1,55 @@
+"""Step 8: what a process has besides files and ids: session, names, keyring, core dumps."""
+
+import errno
+import os
+import resource
+
+import prctl
+
+from sandbox import syscalls
+
+_NAME = "cell"
+
+
+def isolate() -> None:
+    """Leave the caller's session, terminal, keyring, umask and names; forbid core dumps.
+
+    Raises:
+        OSError: If any of it fails.
+    """
+    os.setsid()
+    os.umask(0o077)
+    syscalls.sethostname(_NAME)
+    prctl.set_name(_NAME)
+    _forbid_core_dumps()
+    try:
+        syscalls.join_new_session_keyring()
+    except OSError as error:
+        # A kernel without keys (CONFIG_KEYS) has no keyring to leave.
+        if error.errno != errno.ENOSYS:
+            raise
+
+
+def _forbid_core_dumps() -> None:
+    """Keep the cell's memory, and ptrace(2), out of others' reach.
+
+    RLIMIT_CORE is 1 and not 0, because a core_pattern that pipes ignores 0 and stops at 1
+    (fs/coredump.c); no core file fits into one byte either.
+    """
+    prctl.set_dumpable(0)
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+
+
+def prefer_as_oom_victim(pid: int) -> None:
+    """Let the kernel kill a cell before anything else when memory runs out; proc(5).
+
+    Done by the spawner for its child, which may not open the file after its ids changed.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, b"1000")
+    finally:
+        os.close(fd)

@@ -1,0 +1,345 @@
+"""What the cell's descriptors stand for: files, pipes, devices and sockets of this process.
+
+Each object holds a descriptor and the rights that follow from its mode and kind. A right that is
+missing is refused here, before the kernel is asked.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sandbox.grants import Mode
+from sandbox.wasi import abi
+
+Buffers = Sequence[memoryview]
+
+
+class WasiError(Exception):
+    """A call refused by the host itself.
+
+    Attributes:
+        errno: The number that the cell gets, of WASI and not of this machine.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.errno = number
+
+
+class Filestat(NamedTuple):
+    """What the cell is told of a file; the fields of WASI's filestat, times in nanoseconds."""
+
+    device: int
+    inode: int
+    filetype: int
+    links: int
+    size: int
+    accessed: int
+    modified: int
+    changed: int
+
+
+_ALL_MODES = abi.FD_FILESTAT_GET | abi.POLL_FD_READWRITE | abi.FD_FDSTAT_SET_FLAGS
+_READING = abi.FD_READ
+_WRITING = abi.FD_WRITE
+_SEEKABLE = abi.FD_SEEK | abi.FD_TELL | abi.FD_ADVISE | abi.FD_SYNC | abi.FD_DATASYNC
+_SEEKABLE_WRITING = abi.FD_ALLOCATE | abi.FD_FILESTAT_SET_SIZE | abi.FD_FILESTAT_SET_TIMES
+
+# posix_fadvise(2) by the numbers of WASI's advice.
+_ADVICE = (
+    os.POSIX_FADV_NORMAL,
+    os.POSIX_FADV_SEQUENTIAL,
+    os.POSIX_FADV_RANDOM,
+    os.POSIX_FADV_WILLNEED,
+    os.POSIX_FADV_DONTNEED,
+    os.POSIX_FADV_NOREUSE,
+)
+# fdflags that fcntl(2) can change, by their names there. Linux ignores changes of the SYNC ones.
+_CHANGEABLE_FLAGS = ((abi.APPEND, os.O_APPEND), (abi.NONBLOCK, os.O_NONBLOCK))
+_FLAGS = (*_CHANGEABLE_FLAGS, (abi.DSYNC, os.O_DSYNC), (abi.SYNC, os.O_SYNC))
+
+
+class File:
+    """A regular file, a block device, a pipe or a character device."""
+
+    rights_inheriting = 0
+
+    def __init__(self, fd: int, mode: Mode) -> None:
+        """Take over a descriptor.
+
+        Args:
+            fd: An open descriptor of this process; closed by :meth:`close`.
+            mode: What may be done with it; not checked against the kernel here.
+        """
+        self.fd = fd
+        self.mode: Mode = mode
+        self.filetype = _filetype(os.fstat(fd).st_mode)
+        self.rights = _ALL_MODES
+        if "r" in mode:
+            self.rights |= _READING
+        if "w" in mode:
+            self.rights |= _WRITING
+        if self.filetype in (abi.REGULAR_FILE, abi.BLOCK_DEVICE):
+            self.rights |= _SEEKABLE
+            if "w" in mode:
+                self.rights |= _SEEKABLE_WRITING
+        elif self.filetype == abi.CHARACTER_DEVICE:
+            # With these two, wasi-libc's isatty(3) says no: a terminal's size and modes are out
+            # of the cell's reach, so it must not be told that it has one.
+            self.rights |= abi.FD_SEEK | abi.FD_TELL
+        # Whoever granted a log opened for appending did not grant its overwriting.
+        self._append_only = bool(self.flags() & abi.APPEND)
+
+    def need(self, right: int) -> None:
+        """Refuse a call unless all of ``right`` is held.
+
+        Raises:
+            WasiError: EBADF for reading or writing, as read(2) and write(2) say of a descriptor
+                that is not open for it; ENOTCAPABLE otherwise.
+        """
+        missing = right & ~self.rights
+        if missing:
+            access = missing & (abi.FD_READ | abi.FD_WRITE)
+            raise WasiError(abi.EBADF if access else abi.ENOTCAPABLE)
+
+    def need_seekable(self, right: int) -> None:
+        """Refuse a call on a position unless there is one and ``right`` is held.
+
+        Raises:
+            OSError: ESPIPE on a pipe or a socket, as lseek(2).
+            WasiError: As :meth:`need`.
+        """
+        if self.filetype in (abi.UNKNOWN, abi.SOCKET_STREAM, abi.SOCKET_DGRAM):
+            raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
+        self.need(right)
+
+    def narrow(self, rights: int) -> None:
+        """Give up all rights but ``rights``.
+
+        Raises:
+            WasiError: ENOTCAPABLE if that would add one.
+        """
+        if rights & ~self.rights:
+            raise WasiError(abi.ENOTCAPABLE)
+        self.rights = rights
+
+    def read(self, buffers: Buffers) -> int:
+        """Read at the position; readv(2)."""
+        self.need(abi.FD_READ)
+        return os.readv(self.fd, buffers)
+
+    def write(self, buffers: Buffers) -> int:
+        """Write at the position; writev(2)."""
+        self.need(abi.FD_WRITE)
+        return os.writev(self.fd, buffers)
+
+    def pread(self, buffers: Buffers, offset: int) -> int:
+        """Read at an offset; preadv(2)."""
+        self.need_seekable(abi.FD_SEEK)
+        self.need(abi.FD_READ)
+        return os.preadv(self.fd, buffers, offset)
+
+    def pwrite(self, buffers: Buffers, offset: int) -> int:
+        """Write at an offset; pwritev(2)."""
+        self.need_seekable(abi.FD_SEEK)
+        self.need(abi.FD_WRITE)
+        return os.pwritev(self.fd, buffers, offset)
+
+    def seek(self, offset: int, whence: int) -> int:
+        """Move the position, or only tell it; lseek(2)."""
+        telling = offset == 0 and whence == os.SEEK_CUR
+        self.need_seekable(abi.FD_TELL if telling else abi.FD_SEEK)
+        if whence not in (os.SEEK_SET, os.SEEK_CUR, os.SEEK_END):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return os.lseek(self.fd, offset, whence)
+
+    def stat(self) -> Filestat:
+        """Return what fstat(2) says."""
+        self.need(abi.FD_FILESTAT_GET)
+        state = os.fstat(self.fd)
+        return Filestat(
+            device=state.st_dev,
+            inode=state.st_ino,
+            filetype=self.filetype,
+            links=state.st_nlink,
+            size=state.st_size,
+            accessed=state.st_atime_ns,
+            modified=state.st_mtime_ns,
+            changed=state.st_ctime_ns,
+        )
+
+    def set_size(self, size: int) -> None:
+        """Cut or extend; ftruncate(2)."""
+        self.need(abi.FD_FILESTAT_SET_SIZE)
+        os.ftruncate(self.fd, size)
+
+    def set_times(self, accessed: int | None, modified: int | None) -> None:
+        """Set the times, in nanoseconds since 1970; ``None`` leaves one as it is; futimens(3)."""
+        self.need(abi.FD_FILESTAT_SET_TIMES)
+        now = os.fstat(self.fd)
+        os.utime(
+            self.fd,
+            ns=(
+                now.st_atime_ns if accessed is None else accessed,
+                now.st_mtime_ns if modified is None else modified,
+            ),
+        )
+
+    def allocate(self, offset: int, size: int) -> None:
+        """Reserve space; posix_fallocate(3)."""
+        self.need(abi.FD_ALLOCATE)
+        os.posix_fallocate(self.fd, offset, size)
+
+    def advise(self, offset: int, size: int, advice: int) -> None:
+        """Announce a pattern of access; posix_fadvise(2)."""
+        self.need_seekable(abi.FD_ADVISE)
+        if advice >= len(_ADVICE):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        os.posix_fadvise(self.fd, offset, size, _ADVICE[advice])
+
+    def sync(self) -> None:
+        """Write out data and metadata; fsync(2)."""
+        self.need(abi.FD_SYNC)
+        os.fsync(self.fd)
+
+    def datasync(self) -> None:
+        """Write out data; fdatasync(2)."""
+        self.need(abi.FD_DATASYNC)
+        os.fdatasync(self.fd)
+
+    def flags(self) -> int:
+        """Return the fdflags; F_GETFL of fcntl(2)."""
+        actual = fcntl.fcntl(self.fd, fcntl.F_GETFL)
+        return sum(wasi for wasi, bits in _FLAGS if actual & bits == bits)
+
+    def set_flags(self, flags: int) -> None:
+        """Change the fdflags; F_SETFL of fcntl(2).
+
+        They belong to the open file, so whoever shares it sees the change too.
+
+        Raises:
+            WasiError: ENOTCAPABLE if that would let an append-only grant overwrite.
+            OSError: EINVAL for flags that Linux cannot change.
+        """
+        self.need(abi.FD_FDSTAT_SET_FLAGS)
+        if self._append_only and not flags & abi.APPEND:
+            raise WasiError(abi.ENOTCAPABLE)
+        actual = fcntl.fcntl(self.fd, fcntl.F_GETFL)
+        fixed = (abi.DSYNC | abi.SYNC | abi.RSYNC) & (flags ^ self.flags())
+        if fixed:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        for wasi, bits in _CHANGEABLE_FLAGS:
+            actual = actual | bits if flags & wasi else actual & ~bits
+        fcntl.fcntl(self.fd, fcntl.F_SETFL, actual)
+
+    def reopen(self) -> "File":
+        """Return the same open file under a new descriptor: what a pathlink yields.
+
+        Raises:
+            OSError: EMFILE; dup(2).
+        """
+        copy = type(self)(fcntl.fcntl(self.fd, fcntl.F_DUPFD_CLOEXEC, 0), self.mode)
+        copy.rights = self.rights
+        copy._append_only = self._append_only
+        return copy
+
+    def close(self) -> None:
+        """Give up the descriptor; close(2)."""
+        os.close(self.fd)
+
+
+class Socket(File):
+    """A socket of any kind: stream, datagram, sequenced packets, listening."""
+
+    def __init__(self, fd: int, mode: Mode) -> None:
+        """Take over a descriptor; see :class:`File`."""
+        super().__init__(fd, mode)
+        self._socket = socket.socket(fileno=fd)
+        stream = self._socket.type == socket.SOCK_STREAM
+        self.filetype = abi.SOCKET_STREAM if stream else abi.SOCKET_DGRAM
+        if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            self.rights &= ~(abi.FD_READ | abi.FD_WRITE)
+            # To accept is to receive; whoever may only send gets nothing from the queue.
+            self.rights |= abi.SOCK_ACCEPT if "r" in mode else 0
+        else:
+            self.rights |= abi.SOCK_SHUTDOWN
+
+    def receive(self, buffers: Buffers, flags: int) -> tuple[int, int]:
+        """Receive; recvmsg(2).
+
+        Returns:
+            The number of bytes, and roflags.
+        """
+        self.need(abi.FD_READ)
+        if flags & ~(abi.RECV_PEEK | abi.RECV_WAITALL):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        how = (socket.MSG_PEEK if flags & abi.RECV_PEEK else 0) | (
+            socket.MSG_WAITALL if flags & abi.RECV_WAITALL else 0
+        )
+        # No room for ancillary data: descriptors that a peer sends along are never received.
+        size, _, told, _ = self._socket.recvmsg_into(buffers, 0, how)
+        return size, abi.RECV_DATA_TRUNCATED if told & socket.MSG_TRUNC else 0
+
+    def send(self, buffers: Buffers) -> int:
+        """Send; sendmsg(2)."""
+        self.need(abi.FD_WRITE)
+        return self._socket.sendmsg(buffers)
+
+    def shutdown(self, how: int) -> None:
+        """Close one direction or both; shutdown(2).
+
+        Raises:
+            WasiError: ENOTCAPABLE for a direction that the mode does not hold.
+        """
+        self.need(abi.SOCK_SHUTDOWN)
+        directions = {
+            abi.SHUT_RD: (socket.SHUT_RD, "r"),
+            abi.SHUT_WR: (socket.SHUT_WR, "w"),
+            abi.SHUT_RD | abi.SHUT_WR: (socket.SHUT_RDWR, "rw"),
+        }
+        if how not in directions:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        direction, modes = directions[how]
+        if any(mode not in self.mode for mode in modes):
+            raise WasiError(abi.ENOTCAPABLE)
+        self._socket.shutdown(direction)
+
+    def accept(self, flags: int) -> "Socket":
+        """Take a connection, with this socket's own mode; accept4(2)."""
+        self.need(abi.SOCK_ACCEPT)
+        if flags & ~abi.NONBLOCK:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        connection, _ = self._socket.accept()
+        accepted = Socket(connection.detach(), self.mode)
+        if flags & abi.NONBLOCK:
+            accepted.set_flags(abi.NONBLOCK)
+        return accepted
+
+    def close(self) -> None:
+        """Give up the descriptor; close(2)."""
+        self._socket.close()
+
+
+def _filetype(mode: int) -> int:
+    """Return WASI's type for st_mode; it has none for a FIFO."""
+    if stat.S_ISREG(mode):
+        return abi.REGULAR_FILE
+    if stat.S_ISCHR(mode):
+        return abi.CHARACTER_DEVICE
+    if stat.S_ISBLK(mode):
+        return abi.BLOCK_DEVICE
+    return abi.UNKNOWN
+
+
+def open_grant(fd: int, mode: Mode) -> File:
+    """Return what a granted descriptor stands for.
+
+    Raises:
+        OSError: If it is not open.
+    """
+    is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
+    return Socket(fd, mode) if is_socket else File(fd, mode)

@@ -1,0 +1,146 @@
+"""poll_oneoff: waiting for descriptors and clocks at once."""
+
+import errno
+import fcntl
+import os
+import select
+import struct
+import termios
+import time
+from collections.abc import Callable
+
+from sandbox.wasi import abi
+from sandbox.wasi.directory import RootDirectory
+from sandbox.wasi.files import File
+from sandbox.wasi.memory import GuestMemory
+
+_LookUp = Callable[[int], File | RootDirectory | None]
+# What one wait may take: poll(2) counts milliseconds in an int. Longer ones go round again.
+_LONGEST_MS = (1 << 31) - 1
+# Subscriptions of one call. POSIX lets poll(2) refuse more descriptors than may be open.
+_MOST = 4096
+
+
+def wait(memory: GuestMemory, look_up: _LookUp, subscriptions: int, events: int, count: int) -> int:
+    """Wait until a subscription is due, and write the events of all that are.
+
+    Args:
+        memory: The cell's memory.
+        look_up: Finds what one of the cell's descriptors stands for.
+        subscriptions: Address of the subscriptions.
+        events: Address of room for as many events.
+        count: How many subscriptions.
+
+    Returns:
+        The number of events written.
+
+    Raises:
+        OSError: EINVAL for none, too many, or a clock or type there is not; EFAULT.
+    """
+    if not 0 < count <= _MOST:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    raw = bytes(memory.view(subscriptions, count * abi.SUBSCRIPTION_SIZE))
+    room = memory.view(events, count * abi.EVENT_SIZE)
+    now = time.monotonic_ns()
+    clocks: list[tuple[int, int]] = []  # when due on the monotonic clock, userdata
+    waiting: dict[int, list[tuple[int, int, File]]] = {}  # by host fd: userdata, type, file
+    due: list[bytes] = []
+    for start in range(0, len(raw), abi.SUBSCRIPTION_SIZE):
+        userdata, tag = abi.SUBSCRIPTION.unpack_from(raw, start)
+        if tag == abi.EVENT_CLOCK:
+            clocks.append((_deadline(raw, start + 16, now), userdata))
+        elif tag in (abi.EVENT_FD_READ, abi.EVENT_FD_WRITE):
+            (number,) = abi.SUBSCRIPTION_FD.unpack_from(raw, start + 16)
+            item = look_up(number)
+            if isinstance(item, File) and item.rights & _right(item, tag):
+                waiting.setdefault(item.fd, []).append((userdata, tag, item))
+            else:
+                due.append(abi.EVENT.pack(userdata, abi.EBADF, tag, 0, 0))
+        else:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    due += _wait(waiting, clocks, immediately=bool(due))
+    room[: len(due) * abi.EVENT_SIZE] = b"".join(due)
+    return len(due)
+
+
+def _right(item: File, tag: int) -> int:
+    """Return the rights of which one makes waiting meaningful."""
+    return abi.FD_READ | abi.SOCK_ACCEPT if tag == abi.EVENT_FD_READ else abi.FD_WRITE
+
+
+def _deadline(raw: bytes, at: int, now: int) -> int:
+    """Return when a clock subscription is due, on the monotonic clock, in nanoseconds.
+
+    Raises:
+        OSError: EINVAL for the clocks of CPU time, which nobody can wait for.
+    """
+    clock, timeout, _, flags = abi.SUBSCRIPTION_CLOCK.unpack_from(raw, at)
+    if clock not in (abi.CLOCK_REALTIME, abi.CLOCK_MONOTONIC):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    if not flags & abi.SUBSCRIPTION_CLOCK_ABSTIME:
+        return now + int(timeout)
+    if clock == abi.CLOCK_REALTIME:
+        return now + int(timeout) - time.time_ns()
+    return int(timeout)
+
+
+def _wait(
+    waiting: dict[int, list[tuple[int, int, File]]],
+    clocks: list[tuple[int, int]],
+    *,
+    immediately: bool,
+) -> list[bytes]:
+    poller = select.poll()
+    for fd, subscribers in waiting.items():
+        mask = 0
+        for _, tag, _ in subscribers:
+            mask |= select.POLLIN if tag == abi.EVENT_FD_READ else select.POLLOUT
+        poller.register(fd, mask)
+    nearest = min((deadline for deadline, _ in clocks), default=None)
+    while True:
+        now = time.monotonic_ns()
+        if immediately:
+            timeout = 0
+        elif nearest is None:
+            timeout = _LONGEST_MS
+        else:
+            # Rounded up: a clock must never fire early.
+            timeout = min(max(0, -(-(nearest - now) // 1_000_000)), _LONGEST_MS)
+        ready = poller.poll(timeout)
+        now = time.monotonic_ns()
+        due = [
+            abi.EVENT.pack(userdata, 0, abi.EVENT_CLOCK, 0, 0)
+            for deadline, userdata in clocks
+            if deadline <= now
+        ]
+        for fd, told in ready:
+            due += [
+                event
+                for userdata, tag, file in waiting[fd]
+                if (event := _event(userdata, tag, file, told)) is not None
+            ]
+        if due or immediately:
+            return due
+
+
+def _event(userdata: int, tag: int, file: File, told: int) -> bytes | None:
+    """Return the event of a descriptor that poll(2) found ready, if it is for this subscriber."""
+    wanted = select.POLLIN if tag == abi.EVENT_FD_READ else select.POLLOUT
+    if not told & (wanted | select.POLLHUP | select.POLLERR | select.POLLNVAL):
+        return None
+    if told & select.POLLNVAL:
+        return abi.EVENT.pack(userdata, abi.EBADF, tag, 0, 0)
+    size = _readable(file) if tag == abi.EVENT_FD_READ else 0
+    hangup = abi.EVENT_HANGUP if told & (select.POLLHUP | select.POLLERR) else 0
+    return abi.EVENT.pack(userdata, 0, tag, size, hangup)
+
+
+def _readable(file: File) -> int:
+    """Return how many bytes can be read at once; 1 where the kernel does not say."""
+    if file.rights & abi.SOCK_ACCEPT:
+        return 1  # a connection; FIONREAD of a listening socket is EINVAL
+    try:
+        count = fcntl.ioctl(file.fd, termios.FIONREAD, bytes(4))
+    except OSError:
+        return 1
+    return int(struct.unpack("i", count)[0])
