@@ -1,0 +1,1 @@
+"""The policy side: command line, grants, content and supervision. Never imports wasmtime."""

@@ -1,0 +1,1 @@
+"""Deciding which descriptors a cell gets: from flags to one frozen plan."""

@@ -1,0 +1,185 @@
+"""The plan: every descriptor a cell gets, checked against the kernel and frozen.
+
+Nothing is opened, moved or closed here. A plan that exists is right in whole: no name, key or
+number is used twice, every source was inherited and is what its grant says, and 0, 1 and 2 are
+among the targets.
+"""
+
+import errno
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from runner.errors import EXIT_GRANT, WwError
+from runner.grants.kernel import Descriptor, describe
+from runner.grants.model import Request
+from runner.grants.rules import STDIO_NAMES, assign_targets, check_requests, target_limit
+from runner.inherited import STDIO, Inherited
+from sandbox import FdType, Grant, Mode
+
+_NULL_MODES: Final[tuple[Mode, Mode, Mode]] = ("r", "w", "w")
+
+
+class PlannedGrant(NamedTuple):
+    """A grant, and the descriptor of this process that fills it.
+
+    Attributes:
+        grant: What the jail is told.
+        source: The descriptor; None for /dev/null, which whoever carries the plan out opens
+            with the grant's mode. Only stdio under ``--no-stdio`` is like that.
+    """
+
+    grant: Grant
+    source: int | None
+
+
+class GrantPlan(NamedTuple):
+    """Every descriptor of a cell, and with that, all of its authority.
+
+    Attributes:
+        entries: In target order, without a gap at 0, 1, 2. Those whose grant has no name are
+            stdio that passes through, or /dev/null.
+    """
+
+    entries: tuple[PlannedGrant, ...]
+
+    @property
+    def grants(self) -> tuple[Grant, ...]:
+        """What the jail is told, in target order."""
+        return tuple(entry.grant for entry in self.entries)
+
+
+def build_plan(
+    requests: Iterable[Request], inherited: Inherited, *, stdio: bool = True
+) -> GrantPlan:
+    """Check all requests, alone and against each other, and fix every number.
+
+    Explicit targets are taken first, then each request without one gets the lowest free number
+    from 10 up, in the order of the requests. 0, 1 and 2 that nobody has asked for pass through,
+    or are /dev/null.
+
+    Args:
+        requests: In order of declaration, from every source of requests.
+        inherited: What ww was started with.
+        stdio: Whether 0, 1 and 2 pass through where no request has them as its target.
+
+    Raises:
+        WwError: With code 2 if the requests contradict each other or themselves; with code 65
+            if the kernel contradicts them, or there are more than there are numbers.
+    """
+    asked = tuple(requests)
+    limit = target_limit()
+    check_requests(asked, limit, stdio=stdio)
+    targets = assign_targets(asked, limit)
+
+    known: dict[int, Descriptor] = {}
+    entries = []
+    for request, target in zip(asked, targets, strict=True):
+        if request.source not in known:
+            known[request.source] = _inspect(request.origin, request.source, inherited)
+        grant = _grant(request, target, known[request.source])
+        entries.append(PlannedGrant(grant, request.source))
+    for number in sorted(set(STDIO).difference(targets)):
+        entries.append(_pass_through(number, inherited) if stdio else _null(number))
+    return GrantPlan(tuple(sorted(entries, key=lambda entry: entry.grant.target)))
+
+
+def _inspect(origin: str, source: int, inherited: Inherited, *, nulled: bool = False) -> Descriptor:
+    """Hold that a source was inherited, and ask the kernel about it.
+
+    Args:
+        origin: Who wants it.
+        source: The descriptor.
+        inherited: What ww was started with.
+        nulled: Whether the /dev/null in place of a closed 0, 1 or 2 will do.
+    """
+    if source in inherited.close_on_exec:
+        raise WwError(
+            origin,
+            f"fd {source} was not inherited (close-on-exec)",
+            hint="only what is open and not close-on-exec when ww starts can be granted",
+            code=EXIT_GRANT,
+        )
+    try:
+        if source in inherited.sources or (nulled and source in inherited.nulled):
+            return describe(source)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+    raise WwError(
+        origin,
+        f"fd {source} is not open",
+        hint=f"open it for ww, in a shell with {source}<FILE or {source}>FILE",
+        code=EXIT_GRANT,
+    )
+
+
+def _grant(request: Request, target: int, source: Descriptor) -> Grant:
+    """Hold that mode and type are the source's, or less."""
+    if source.mode is None or source.refusal:
+        raise WwError(
+            request.origin,
+            f"fd {request.source} is {_a(source.what)} and cannot be granted: {source.refusal}",
+            hint="grant a file, a stream or a socket in its place",
+            code=EXIT_GRANT,
+        )
+    return Grant(
+        target=target,
+        name=request.name,
+        mode=_mode(request, source.mode, source.what),
+        type=_type(request, source),
+        move=request.move,
+        cloexec=request.cloexec,
+        pathlink=request.pathlink,
+    )
+
+
+def _mode(request: Request, actual: Mode, what: str) -> Mode:
+    asked = request.mode or actual
+    if not set(asked) <= set(actual):
+        raise WwError(
+            request.origin,
+            f"mode={asked} is asked, but fd {request.source}, {_a(what)}, is open with"
+            f" mode={actual}",
+            hint=f"ask for mode={actual}, or open it otherwise",
+            code=EXIT_GRANT,
+        )
+    return asked
+
+
+def _type(request: Request, source: Descriptor) -> FdType:
+    asked = request.type or source.types[0]
+    if asked not in source.types:
+        possible = " or ".join(f"type={name}" for name in source.types)
+        raise WwError(
+            request.origin,
+            f"type={asked} is asked, but fd {request.source} is {_a(source.what)}",
+            hint=f"ask for {possible}, or leave the type out",
+            code=EXIT_GRANT,
+        )
+    return asked
+
+
+def _pass_through(number: int, inherited: Inherited) -> PlannedGrant:
+    """Plan one of 0, 1, 2 as it is; a closed one is /dev/null since the start of the program."""
+    name = STDIO_NAMES[number]
+    found = _inspect(name, number, inherited, nulled=True)
+    if found.mode is None or found.refusal:
+        raise WwError(
+            name,
+            f"fd {number} is {_a(found.what)} and cannot pass through: {found.refusal}",
+            hint=f"redirect it, grant something else with target={number}, or use --no-stdio",
+            code=EXIT_GRANT,
+        )
+    grant = Grant(target=number, name=None, mode=found.mode, type=found.types[0])
+    return PlannedGrant(grant, number)
+
+
+def _null(number: int) -> PlannedGrant:
+    """Plan /dev/null, a character device and so a stream, as one of 0, 1, 2."""
+    grant = Grant(target=number, name=None, mode=_NULL_MODES[number], type="stream")
+    return PlannedGrant(grant, None)
+
+
+def _a(what: str) -> str:
+    """Put the article; no name of a kind starts with a u that is spoken as in ``umbrella``."""
+    return f"an {what}" if what[:1] in "aeio" else f"a {what}"
