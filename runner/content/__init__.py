@@ -1,0 +1,1 @@
+"""Cells by content address: CIDs, UnixFS and the embedded blockstore."""

@@ -1,0 +1,316 @@
+"""The embedded blockstore: one file a block, in Kubo's flatfs layout, verified at every read.
+
+``HOME/blocks/XY/NAME.data``, where NAME is the multihash in base32 and XY are the two characters
+before its last (``next-to-last/2`` of https://github.com/ipfs/go-ds-flatfs). So Kubo can read this
+store, and a Kubo repository's blocks can be read as one.
+
+What holds, and how:
+
+*Whole or absent.* A block is written to a temporary file and renamed, so a reader or a process
+killed in the middle never leaves part of a block under its name, and any number of processes may
+write at once: two of them that write one block write the same bytes.
+
+*Leftovers go.* A writer holds a shared lock on the directory of temporary files. The first write of
+each :class:`Blockstore` tries for the exclusive lock; if it gets it, nobody is writing, and what
+lies there was left by a process that died. The kernel drops the lock of a dead process, so this
+needs no clock and no process numbers.
+
+*Durable once said.* :meth:`Blockstore.put` does not wait for the disk; :meth:`Blockstore.sync`
+does, and an import calls it before it tells the CID. After a loss of power before that, a block may
+be there with the wrong bytes; this is found when it is read, as any other damage is, and repaired
+when it is put again. Waiting at every block would buy nothing more.
+"""
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Mapping
+
+from runner.content import multibase, multihash
+from runner.content.cid import Cid
+from runner.content.varint import Buffer
+from runner.errors import EXIT_NOT_FOUND, EXIT_USAGE, WwError
+
+MAX_BLOCK_SIZE = 2 * 1024 * 1024
+"""Bytes of the largest block: what Bitswap carries, so no larger one travels."""
+
+_SHARDING = b"/repo/flatfs/shard/v1/next-to-last/2\n"
+_SYNC_BATCH = 4096  # blocks put and not yet synced: it bounds the list of their paths
+_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+def store_home(environ: Mapping[str, str]) -> str:
+    """Return the directory of the user's store: ``$WW_HOME``, else ``ww`` where data belongs.
+
+    That is ``$XDG_DATA_HOME/ww``, else ``~/.local/share/ww``. An empty variable counts as unset,
+    and a relative XDG_DATA_HOME is ignored (XDG Base Directory Specification).
+
+    Args:
+        environ: The environment.
+
+    Raises:
+        WwError: WW_HOME is not absolute, or neither variable nor HOME is set.
+    """
+    home = environ.get("WW_HOME", "")
+    if home:
+        if not os.path.isabs(home):
+            raise WwError(
+                "WW_HOME",
+                f"{home!r} is not an absolute path",
+                hint="the store must not depend on the working directory",
+                code=EXIT_USAGE,
+            )
+        return home
+    data_home = environ.get("XDG_DATA_HOME", "")
+    if os.path.isabs(data_home):
+        return os.path.join(data_home, "ww")
+    user_home = environ.get("HOME", "")
+    if not os.path.isabs(user_home):
+        raise WwError("HOME", "not set, so there is no place for the store", hint="set WW_HOME")
+    return os.path.join(user_home, ".local", "share", "ww")
+
+
+class Blockstore:
+    """Blocks in a directory.
+
+    Nothing is read or created before a block is asked for or put.
+
+    Attributes:
+        home: The directory of the store.
+    """
+
+    def __init__(self, home: str) -> None:
+        self.home = os.path.abspath(home)
+        self._blocks = os.path.join(self.home, "blocks")
+        self._temporary = os.path.join(self._blocks, ".temp")
+        self._layout_checked = False
+        self._prepared = False
+        self._unsynced: dict[str, str] = {}  # path of a block -> its directory
+
+    def path(self, cid: Cid) -> str:
+        """Return the path of a block's file, whether there is one or not."""
+        name = multibase.encode_base32_upper(cid.multihash)
+        return f"{self._blocks}/{name[-3:-1]}/{name}.data"
+
+    def has(self, cid: Cid) -> bool:
+        """Tell whether the store has a file for a block, without reading it."""
+        return _inlined(cid) is not None or os.path.exists(self.path(cid))
+
+    def get(self, cid: Cid) -> bytes:
+        """Return a block whose hash has been verified.
+
+        A CID with an identity hash is its own block and needs no file.
+
+        Raises:
+            WwError: There is no such block (code EXIT_NOT_FOUND), it is damaged, it cannot be read,
+                or the store is in another layout.
+        """
+        inlined = _inlined(cid)
+        if inlined is not None:
+            return inlined
+        path = self.path(cid)
+        try:
+            data = _read_file(path)
+        except FileNotFoundError:
+            self._check_layout()
+            raise WwError(
+                f"block {cid}",
+                f"not in the store {self.home}",
+                hint="check the address, or export the content into this store",
+                code=EXIT_NOT_FOUND,
+            ) from None
+        except OSError as error:
+            raise _store_error(path, "cannot read", error) from None
+        if data is None or not multihash.matches(cid.multihash, data):
+            raise WwError(
+                f"block {cid}",
+                f"damaged: {path} does not have the bytes that the CID names",
+                hint="export the content again to replace the file",
+            )
+        return data
+
+    def put(self, cid: Cid, data: Buffer) -> None:
+        """Store a block; a damaged file in its place is replaced.
+
+        Args:
+            cid: Its address. The caller has computed it from the data, or has verified the data
+                against it: a wrong pair is stored, and then refused by every :meth:`get`.
+            data: The block.
+
+        Raises:
+            WwError: The block is too large, or the store cannot be created or written.
+        """
+        if _inlined(cid) is not None:
+            return
+        if len(data) > MAX_BLOCK_SIZE:
+            raise WwError(f"block {cid}", f"larger than {MAX_BLOCK_SIZE} bytes")
+        path = self.path(cid)
+        directory = os.path.dirname(path)
+        if not _has_bytes(path, data):
+            self._prepare()
+            try:
+                self._write(path, directory, data)
+            except OSError as error:
+                raise _store_error(path, "cannot write", error) from None
+        # A block that was there already may have been written a moment ago by a process that
+        # has not waited for the disk either.
+        self._unsynced[path] = directory
+        if len(self._unsynced) >= _SYNC_BATCH:
+            self.sync()
+
+    def sync(self) -> None:
+        """Wait until all blocks that were put are on the disk.
+
+        Raises:
+            WwError: The disk reports an error.
+        """
+        try:
+            directories = {*self._unsynced.values(), self._blocks} if self._unsynced else ()
+            for path in (*self._unsynced, *directories):
+                _fsync(path)
+        except OSError as error:
+            raise _store_error(self.home, "cannot write to the disk", error) from None
+        self._unsynced.clear()
+
+    def _prepare(self) -> None:
+        if self._prepared:
+            return
+        try:
+            _make_directories(self._temporary)
+            self._check_layout()
+            self._remove_leftovers()
+            if not self._layout_checked:
+                sharding = os.path.join(self._blocks, "SHARDING")
+                self._write(sharding, self._blocks, _SHARDING)
+                self._unsynced[sharding] = self._blocks
+        except OSError as error:
+            raise _store_error(self.home, "cannot create or write the store", error) from None
+        self._prepared = True
+
+    def _check_layout(self) -> None:
+        """Refuse a store of another layout, where no block would ever be found."""
+        if self._layout_checked:
+            return
+        path = os.path.join(self._blocks, "SHARDING")
+        try:
+            layout = _read_file(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _store_error(path, "cannot read", error) from None
+        if layout == b"":
+            return  # power was lost before it reached the disk; it will be written again
+        if layout is None or layout.strip() != _SHARDING.strip():
+            raise WwError(
+                path,
+                f"the store's layout is not {_SHARDING.decode().strip()}",
+                hint="set WW_HOME to another directory",
+            )
+        self._layout_checked = True
+
+    def _remove_leftovers(self) -> None:
+        directory = os.open(self._temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for name in os.listdir(directory):
+                os.unlink(name, dir_fd=directory)
+        except BlockingIOError:
+            pass  # somebody is writing; a later run will find the leftovers
+        finally:
+            os.close(directory)
+
+    def _write(self, path: str, directory: str, data: Buffer) -> None:
+        temporary = os.open(self._temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(temporary, fcntl.LOCK_SH)
+            name = os.urandom(8).hex()
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            file = os.open(name, flags, 0o600, dir_fd=temporary)
+            try:
+                try:
+                    view = memoryview(data)
+                    while view:
+                        view = view[os.write(file, view) :]
+                finally:
+                    os.close(file)
+                try:
+                    os.rename(name, path, src_dir_fd=temporary)
+                except FileNotFoundError:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(directory, 0o700)
+                    os.rename(name, path, src_dir_fd=temporary)
+            except BaseException:
+                # An interrupt may come when the file has its final name already.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=temporary)
+                raise
+        finally:
+            os.close(temporary)
+
+
+def _inlined(cid: Cid) -> bytes | None:
+    """Return the block that an identity hash is, or None for any other hash."""
+    if cid.multihash[0] != multihash.IDENTITY:
+        return None
+    return multihash.decode(cid.multihash)[1]
+
+
+def _has_bytes(path: str, data: Buffer) -> bool:
+    try:
+        # As bytes: a view is compared item by item.
+        return _read_file(path) == bytes(data)
+    except OSError:
+        # Absent, or something that is no readable block: writing it will tell.
+        return False
+
+
+def _read_file(path: str) -> bytes | None:
+    """Return a file's bytes, or None if it cannot be a block: not a file, or too large."""
+    file = os.open(path, _READ_FLAGS)
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BLOCK_SIZE:
+            return None
+        # One byte more than the size, so that one call reads the whole and its end.
+        data = os.read(file, status.st_size + 1)
+        while len(data) < status.st_size:
+            more = os.read(file, status.st_size - len(data))
+            if not more:
+                break
+            data += more
+        return data
+    finally:
+        os.close(file)
+
+
+def _make_directories(path: str) -> None:
+    """Create a directory and its missing parents, each for its owner alone."""
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory, 0o700)
+        except FileExistsError:
+            # Made by another process in the meantime, or not a directory.
+            if not os.path.isdir(directory):
+                raise
+        _fsync(os.path.dirname(directory))
+
+
+def _fsync(path: str) -> None:
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _store_error(path: str, what: str, error: OSError) -> WwError:
+    return WwError(
+        path,
+        f"{what}: {error.strerror or error}",
+        hint="the store is in $WW_HOME, else $XDG_DATA_HOME/ww, else ~/.local/share/ww",
+    )

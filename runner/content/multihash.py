@@ -1,0 +1,71 @@
+"""Multihashes: a hash function's code, the digest's length, the digest.
+
+Only functions with no known weakness and only whole digests are taken: a cut digest is as weak as
+it is short, and with SHA-1 two programs can have one address.
+"""
+
+import hashlib
+from collections.abc import Callable
+
+from runner.content import varint
+from runner.content.errors import ContentError
+from runner.content.varint import Buffer
+
+# Codes of the multicodec table.
+IDENTITY = 0x00
+SHA1 = 0x11
+SHA2_256 = 0x12
+
+MAX_IDENTITY_LENGTH = 128
+"""Bytes of the longest identity digest, the limit of Kubo (``DefaultMaxIdentityDigestSize``)."""
+
+
+_FUNCTIONS: dict[int, tuple[int, Callable[[Buffer], bytes]]] = {
+    SHA2_256: (32, lambda data: hashlib.sha256(data).digest()),
+    0x13: (64, lambda data: hashlib.sha512(data).digest()),
+    0x14: (64, lambda data: hashlib.sha3_512(data).digest()),
+    0x16: (32, lambda data: hashlib.sha3_256(data).digest()),
+    0xB220: (32, lambda data: hashlib.blake2b(data, digest_size=32).digest()),
+    0xB240: (64, lambda data: hashlib.blake2b(data).digest()),
+    0xB260: (32, lambda data: hashlib.blake2s(data).digest()),
+}
+"""Multicodec code -> bytes of the digest, and the function."""
+
+
+def sha2_256(data: Buffer) -> bytes:
+    """Return the sha2-256 multihash of some bytes: the hash of every block that ww writes."""
+    return b"\x12\x20" + hashlib.sha256(data).digest()
+
+
+def decode(multihash: bytes) -> tuple[int, bytes]:
+    """Split a multihash into the code of its function and the digest.
+
+    Raises:
+        ContentError: The function is not accepted, or the digest is not the whole one.
+    """
+    code, offset = varint.decode(multihash)
+    length, offset = varint.decode(multihash, offset)
+    digest = multihash[offset:]
+    if len(digest) != length:
+        raise ContentError(f"a multihash announces {length} bytes of digest and has {len(digest)}")
+    if code == IDENTITY:
+        if length > MAX_IDENTITY_LENGTH:
+            raise ContentError(f"an identity hash has more than {MAX_IDENTITY_LENGTH} bytes")
+    elif code not in _FUNCTIONS:
+        name = "sha1" if code == SHA1 else f"0x{code:x}"
+        raise ContentError(f"hash function {name} is not accepted")
+    elif length != _FUNCTIONS[code][0]:
+        raise ContentError(f"the digest is cut to {length} of {_FUNCTIONS[code][0]} bytes")
+    return code, digest
+
+
+def matches(multihash: bytes, data: Buffer) -> bool:
+    """Tell whether some bytes have this multihash.
+
+    Raises:
+        ContentError: The multihash is one that :func:`decode` refuses.
+    """
+    code, digest = decode(multihash)
+    if code == IDENTITY:
+        return data == digest
+    return _FUNCTIONS[code][1](data) == digest
