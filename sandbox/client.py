@@ -100,17 +100,6 @@ class Spawner:
             raise SpawnerError(f"the connection to the spawner broke: {error}") from error
         raise SpawnerError("the spawner ended before the cell did")
 
-    def kill_cell(self) -> None:
-        """Have the running cell killed; :meth:`run` returns when it is gone.
-
-        It may be called from a signal handler or another thread. The spawner takes no further
-        cell.
-        """
-        try:
-            self._channel.shutdown(socket.SHUT_WR)
-        except OSError:
-            return  # it is gone already, and the cell with it
-
     def close(self) -> None:
         """End the spawner and whatever it still runs, and wait until all of it is gone."""
         self._channel.close()

@@ -1,9 +1,13 @@
 """How a cell ended, told apart by cause."""
 
 import json
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 Kind = Literal["exit", "trap", "signal", "rejected", "jail", "fault"]
+
+_KINDS = get_args(Kind)
+# Exit codes, signals and error numbers alike are below it: MAX_ERRNO of include/linux/err.h.
+_MOST_CODE = 4095
 
 
 class Outcome(NamedTuple):
@@ -36,14 +40,12 @@ class Outcome(NamedTuple):
         Raises:
             ValueError: If the bytes are not an outcome.
         """
-        fields: Any = json.loads(data)
+        try:
+            fields: Any = json.loads(data)
+        except RecursionError as error:
+            raise ValueError("not an outcome") from error
         match fields:
-            case [
-                "exit" | "trap" | "signal" | "rejected" | "jail" | "fault" as kind,
-                int(),
-                str(),
-                str(),
-            ]:
-                return cls(kind, *fields[1:])
-            case _:
-                raise ValueError("not an outcome")
+            case [str() as kind, int() as code, str() as what, str() as step]:
+                if kind in _KINDS and 0 <= code <= _MOST_CODE:
+                    return cls(kind, code, what, step)  # type: ignore[arg-type]
+        raise ValueError("not an outcome")

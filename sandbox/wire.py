@@ -2,7 +2,7 @@
 
 The runner sends a plan, with the cell's bytes and the granted descriptors. The spawner answers
 :data:`STARTED` and then an outcome, or the outcome alone if no cell came to be. When the runner
-closes its side, even half, the cell is killed.
+closes its side, the cell is killed.
 
 A message is a header of two 32-bit numbers (bytes of payload, count of descriptors), the
 payload, and then the descriptors in groups, each with one byte of its own: SCM_RIGHTS takes at

@@ -27,6 +27,8 @@ _FEATURES: dict[str, Any] = {
     "wasm_stack_switching": False,
     # A compile in threads would leave them behind in the cell's process.
     "parallel_compilation": False,
+    # Mapping a cell's initial memory from a memory file would keep that open beside the grants.
+    "memory_init_cow": False,
     # The host keeps the address of the cell's memory between calls.
     "memory_may_move": False,
 }
@@ -41,5 +43,9 @@ def make() -> wasmtime.Engine:
 
 
 def fingerprint() -> str:
-    """Return a text that differs whenever artifacts of another engine could not be used."""
-    return f"{wasmtime.__version__ if hasattr(wasmtime, '__version__') else ''}{_FEATURES}"
+    """Return a text that differs between engines of other settings.
+
+    What else decides whether an artifact fits, the release and the CPU, the engine writes into
+    it and checks by itself.
+    """
+    return str(_FEATURES)

@@ -1,0 +1,32 @@
+"""The program ``ww``; ``python -m runner`` is the same."""
+
+import os
+import sys
+from typing import NoReturn
+
+from runner.errors import EXIT_FAILURE, WwError
+from runner.inherited import capture
+
+
+def main() -> NoReturn:
+    """Run ``ww`` and end the process with its exit code."""
+    try:
+        inherited = capture()
+    except WwError as error:
+        os.write(2, f"ww: error: {error}\n".encode(errors="backslashreplace"))
+        os._exit(error.code)
+    # Not before: only what was open until here can be granted.
+    from runner.cli import run_program
+
+    code = run_program(inherited)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # help texts: the only thing written through it
+    except OSError:
+        code = code or EXIT_FAILURE
+    # All is done and closed; the interpreter's own end would only take time.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""The command line of ww."""
+
+import os
+import signal
+from typing import Any
+
+import click
+
+from runner.errors import EXIT_USAGE, WwError, printable
+from runner.inherited import Inherited
+
+# Key of click's context object: whether errors show tracebacks.
+_DEBUG = "debug"
+
+_STDOUT, _STDERR = 1, 2
+
+
+def run_program(inherited: Inherited) -> int:
+    """Run the command line of this process and return its exit code.
+
+    Args:
+        inherited: The descriptors that this process was started with.
+    """
+    state: dict[str, Any] = {"inherited": inherited, _DEBUG: False}
+    try:
+        result = ww.main(prog_name="ww", standalone_mode=False, obj=state)
+        return int(result or 0)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.UsageError as error:
+        return _report(_usage(error), debug=False)
+    except WwError as error:
+        return _report(error, debug=state[_DEBUG])
+    except (click.Abort, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    except OSError as error:
+        where = str(error.filename) if error.filename else "output"
+        return _report(WwError(where, error.strerror or str(error)), debug=state[_DEBUG])
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        failure = WwError("internal", what, hint="this is a defect of ww; see it with --debug")
+        return _report(failure, debug=state[_DEBUG])
+
+
+def _usage(error: click.UsageError) -> WwError:
+    command = error.ctx.command_path if error.ctx else "ww"
+    what = error.format_message().rstrip(".")
+    return WwError(command, what, hint=f"see '{command} --help'", code=EXIT_USAGE)
+
+
+def _report(error: WwError, *, debug: bool) -> int:
+    """Write an error as one line, with the backtrace of a cell below it, and return its code."""
+    lines = [f"ww: error: {error}", *getattr(error, "__notes__", ())]
+    if debug:
+        import traceback
+
+        lines.insert(0, traceback.format_exc().rstrip())
+    try:
+        _write(_STDERR, lines)
+    except OSError:
+        return error.code  # stderr is gone: the code has to say it
+    return error.code
+
+
+def _write(fd: int, lines: list[str]) -> None:
+    """Write lines at once and unbuffered: what fails, fails here and not at the program's end.
+
+    Raises:
+        OSError: As write(2) says.
+    """
+    data = "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _set_debug(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        context.find_root().obj[_DEBUG] = True
+
+
+_debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_set_debug,
+    help="Show tracebacks of errors.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="wetware", prog_name="ww")
+def ww() -> None:
+    """Run WebAssembly cells with nothing but the file descriptors you grant.
+
+    \b
+    ww export hello.wasm
+    ww run /ipfs/CID
+    ww run --fd input=3,mode=r --fd output=4,mode=w /ipfs/CID 3<in.txt 4>out.txt
+    """
+
+
+@ww.command(context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--fd",
+    "fds",
+    multiple=True,
+    metavar="NAME[=NUM][,KEY=VALUE...]",
+    help="Grant the descriptor NUM under a name. Keys: mode (r, w, rw), type (stream, file, "
+    "socket), target (the number in the cell; from 10 up if not given), move, cloexec, pathlink "
+    "(true, false). A bare stdin, stdout or stderr names what passes through. Repeatable.",
+)
+@click.option("--fd-verbose", is_flag=True, help="Print one line for each grant on stderr.")
+@click.option("--no-stdio", is_flag=True, help="Give the cell /dev/null as 0, 1 and 2.")
+@click.option(
+    "--env", multiple=True, metavar="K=V", help="Set a variable for the cell. Repeatable."
+)
+@click.option(
+    "--uid",
+    type=click.IntRange(min=1, max=(1 << 32) - 2),
+    help="The user and group id on the host that the cell runs as, if ww runs as root "
+    "(default 65534).",
+)
+@_debug_option
+@click.argument("cell")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def run(
+    state: dict[str, Any],
+    fds: tuple[str, ...],
+    fd_verbose: bool,
+    no_stdio: bool,
+    env: tuple[str, ...],
+    uid: int | None,
+    cell: str,
+    args: tuple[str, ...],
+) -> int:
+    """Run CELL in a jail, with ARGS and the descriptors granted by --fd.
+
+    CELL is /ipfs/CID[/PATH], a path with a slash in it, or a name on PATH. It gets its own
+    stdin, stdout and stderr, the grants, and nothing else: no file, no network, no variable of
+    the environment. WW_FDS and WW_FD_<NAME> tell it the numbers.
+
+    \b
+    Exit codes, other than the cell's own:
+      1 failure   2 usage   65 grant refused   66 limit   67 jail
+      126 not a cell   127 not found   134 trap   128+N signal N
+    """
+    from runner import supervise
+    from runner.grants.abi import environment, verbose_lines
+    from runner.grants.flags import parse_fds
+    from runner.grants.plan import build_plan
+
+    grants = build_plan(parse_fds(fds), state["inherited"], stdio=not no_stdio)
+    what = supervise.Run(
+        address=_text("CELL", cell),
+        args=tuple(_text(f"ARGS #{i}", arg) for i, arg in enumerate(args, 1)),
+        env=tuple(environment(grants, env).items()),
+        grants=grants,
+        **_host_ids(uid),
+        debug=state[_DEBUG],
+    )
+    if fd_verbose:
+        try:
+            _write(_STDERR, verbose_lines(grants))
+        except OSError as error:
+            raise WwError("stderr", f"it cannot be written: {error.strerror}") from error
+    try:
+        return supervise.run(what, os.environ)
+    except supervise.Ended as end:
+        return 128 + end.signal
+
+
+def _text(where: str, argument: str) -> str:
+    """Return an argument that can be handed to a cell: WASI has UTF-8 strings only.
+
+    Raises:
+        WwError: With code 2 for other bytes.
+    """
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        shown = printable(argument)
+        raise WwError(where, f"'{shown}' is not valid UTF-8", code=EXIT_USAGE) from None
+    return argument
+
+
+# The kernel's overflow id: nobody's, on every Linux (/proc/sys/kernel/overflowuid).
+_NOBODY = 65534
+
+
+def _host_ids(uid: int | None) -> dict[str, int]:
+    """Return the ids on the host that a cell runs as: never root's.
+
+    Raises:
+        WwError: With code 2 if an ordinary user asks for another id than the own one.
+    """
+    own = os.geteuid()
+    if own == 0:
+        number = _NOBODY if uid is None else uid
+        return {"uid": number, "gid": number}
+    if uid not in (None, own):
+        raise WwError(
+            "--uid",
+            f"{uid} is not your own id, {own}",
+            hint="only root can run a cell as another user",
+            code=EXIT_USAGE,
+        )
+    return {"uid": own, "gid": os.getegid()}
+
+
+@ww.command()
+@click.option(
+    "--cid-version",
+    type=click.IntRange(0, 1),
+    default=0,
+    show_default=True,
+    help="0 as 'ipfs add', 1 as 'ipfs add --cid-version 1'.",
+)
+@_debug_option
+@click.argument("path", type=click.Path())
+def export(cid_version: int, path: str) -> int:
+    """Add the file or directory PATH to the embedded blockstore and print its /ipfs/ path.
+
+    The store is $WW_HOME, else $XDG_DATA_HOME/ww, else ~/.local/share/ww.
+    """
+    from runner.content.blockstore import Blockstore, store_home
+    from runner.content.importer import import_path
+
+    store = Blockstore(store_home(os.environ))
+    cid = import_path(store, path, cid_version=cid_version)
+    try:
+        _write(_STDOUT, [f"/ipfs/{cid}"])
+    except OSError as error:
+        raise WwError("stdout", f"it cannot be written: {error.strerror}") from error
+    return 0
