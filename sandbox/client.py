@@ -103,4 +103,6 @@ class Spawner:
     def close(self) -> None:
         """End the spawner and whatever it still runs, and wait until all of it is gone."""
         self._channel.close()
+        # One that somebody stopped would never see that.
+        os.kill(self.pid, signal.SIGCONT)
         os.waitpid(self.pid, 0)

@@ -43,10 +43,11 @@ def drop_all() -> None:
 
 
 def _drop_bounding_set() -> None:
-    prctl.capbset.limit()  # to nothing: drops all that python-prctl knows
+    known = frozenset(prctl.ALL_CAPS)  # python-prctl refuses numbers that it has no name for
     for number in range(_CAPABILITY_BITS):
+        drop = prctl.capbset_drop if number in known else syscalls.drop_bounding_capability
         try:
-            syscalls.drop_bounding_capability(number)
+            drop(number)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise

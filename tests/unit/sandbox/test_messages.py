@@ -1,0 +1,174 @@
+"""What travels between the runner, the spawner and the cell's process."""
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandbox import FdType, Grant, Mode, Outcome, Plan, wire
+from sandbox.outcome import Kind
+
+GRANTS = st.builds(
+    Grant,
+    target=st.integers(0, 65534),
+    name=st.none() | st.text(max_size=10),
+    mode=st.sampled_from(get_args(Mode)),
+    type=st.sampled_from(get_args(FdType)),
+    move=st.booleans(),
+    cloexec=st.booleans(),
+    pathlink=st.booleans(),
+)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+PLANS = st.builds(
+    Plan,
+    grants=st.lists(GRANTS, max_size=5).map(tuple),
+    argv=st.lists(TEXT, max_size=4).map(tuple),
+    env=st.lists(st.tuples(TEXT, TEXT), max_size=4).map(tuple),
+    uid=st.integers(1, 2**32 - 2),
+    gid=st.integers(0, 2**32 - 2),
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    one, other = socket.socketpair()
+    with one, other:
+        yield one, other
+
+
+def open_count() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@given(PLANS)
+def test_a_plan_is_read_as_it_was_written(plan: Plan) -> None:
+    assert Plan.decode(plan.encode()) == plan
+
+
+@given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
+def test_what_is_no_plan_is_a_value_error(data: bytes) -> None:
+    with suppress(ValueError):
+        Plan.decode(data)
+
+
+@given(
+    st.builds(
+        Outcome,
+        kind=st.sampled_from(get_args(Kind)),
+        code=st.integers(0, 4095),
+        what=st.text(),
+        step=st.text(),
+    )
+)
+def test_an_outcome_is_read_as_it_was_written(outcome: Outcome) -> None:
+    assert Outcome.decode(outcome.encode()) == outcome
+
+
+@given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
+def test_what_is_no_outcome_is_a_value_error(data: bytes) -> None:
+    with suppress(ValueError):
+        outcome = Outcome.decode(data)
+        assert outcome.kind in get_args(Kind)
+        assert 0 <= outcome.code <= 4095
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[" * 60000,
+        b'["exit", -1, "", ""]',
+        b'["exit", 5000, "", ""]',
+        b'["exit", "0", "", ""]',
+        b'["escape", 0, "", ""]',
+        b'["exit", 0, ""]',
+        b'{"kind": "exit"}',
+        b"\xff\xfe",
+    ],
+)
+def test_a_forged_outcome_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        Outcome.decode(data)
+
+
+@pytest.mark.parametrize("count", [0, 1, 253, 254, 600])
+def test_any_number_of_descriptors_arrives_in_order_and_close_on_exec(
+    pair: tuple[socket.socket, socket.socket], count: int
+) -> None:
+    sent = [os.memfd_create(str(n)) for n in range(count)]
+    before = open_count()
+    sender = threading.Thread(target=wire.send, args=(pair[0], b"payload", sent))
+    sender.start()
+    message = wire.receive(pair[1])
+    sender.join()
+    assert message is not None
+    payload, received = message
+    try:
+        assert payload == b"payload"
+        assert [os.fstat(fd).st_ino for fd in received] == [os.fstat(fd).st_ino for fd in sent]
+        assert not any(os.get_inheritable(fd) for fd in received)
+    finally:
+        for fd in received:
+            os.close(fd)
+    assert open_count() == before
+    for fd in sent:
+        os.close(fd)
+
+
+def test_a_large_payload_arrives_whole(pair: tuple[socket.socket, socket.socket]) -> None:
+    payload = os.urandom(5 << 20)
+    sender = threading.Thread(target=wire.send, args=(pair[0], payload))
+    sender.start()
+    assert wire.receive(pair[1]) == (payload, [])
+    sender.join()
+
+
+def test_the_end_before_a_message_is_none(pair: tuple[socket.socket, socket.socket]) -> None:
+    pair[0].close()
+    assert wire.receive(pair[1]) is None
+
+
+@pytest.mark.parametrize("cut", [1, 7, 8, 9, 12])
+def test_the_end_inside_a_message_is_an_error(
+    pair: tuple[socket.socket, socket.socket], cut: int
+) -> None:
+    whole = wire._HEADER.pack(5, 0) + b"12345"
+    pair[0].sendall(whole[:cut])
+    pair[0].close()
+    with pytest.raises(EOFError):
+        wire.receive(pair[1])
+
+
+def test_an_announced_size_beyond_the_bound_is_refused(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    pair[0].sendall(wire._HEADER.pack(wire.MAX_PAYLOAD + 1, 0))
+    with pytest.raises(ValueError, match="more than"):
+        wire.receive(pair[1])
+
+
+@pytest.mark.parametrize(("announced", "sent"), [(2, 1), (1, 2), (300, 253)])
+def test_a_count_of_descriptors_that_does_not_match_leaves_none_open(
+    pair: tuple[socket.socket, socket.socket], announced: int, sent: int
+) -> None:
+    null = os.open("/dev/null", os.O_RDONLY)
+    before = open_count()
+    pair[0].sendall(wire._HEADER.pack(0, announced))
+    socket.send_fds(pair[0], [b"\0"], [null] * sent)
+    pair[0].shutdown(socket.SHUT_WR)
+    with pytest.raises((ValueError, EOFError)):
+        wire.receive(pair[1])
+    assert open_count() == before
+    os.close(null)
