@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from dags import block_files
 
 from runner.content import importer
 from runner.content.blockstore import MAX_BLOCK_SIZE, Blockstore, store_home
 from runner.content.cid import DAG_PB, RAW, Cid
 from runner.errors import EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_USAGE, WwError
+from tests.content.dags import block_files
 
 DATA = b"a block"
 CID = Cid.of(DATA, codec=RAW)

@@ -1,7 +1,6 @@
 """Sharded directories and the hash that spreads their names."""
 
 import pytest
-from dags import MemoryStore, put_block, put_node, put_raw
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +9,7 @@ from runner.content.cid import Cid
 from runner.content.dagpb import Link
 from runner.content.errors import ContentError
 from runner.content.unixfs import Data
+from tests.content.dags import MemoryStore, put_block, put_node, put_raw
 
 
 @pytest.mark.parametrize(

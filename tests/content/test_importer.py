@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from dags import MemoryStore
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +23,7 @@ from runner.content.importer import (
 )
 from runner.content.resolver import resolve_file
 from runner.errors import WwError
+from tests.content.dags import MemoryStore
 
 ROOT = Path(__file__).parents[2]
 VECTORS = json.loads((ROOT / "tests" / "data" / "cid-vectors.json").read_text())["cases"]

@@ -5,15 +5,6 @@ import os
 from pathlib import Path
 
 import pytest
-from dags import (
-    MemoryStore,
-    block_files,
-    put_block,
-    put_directory,
-    put_file,
-    put_node,
-    put_raw,
-)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +21,15 @@ from runner.errors import (
     EXIT_NOT_FOUND,
     EXIT_USAGE,
     WwError,
+)
+from tests.content.dags import (
+    MemoryStore,
+    block_files,
+    put_block,
+    put_directory,
+    put_file,
+    put_node,
+    put_raw,
 )
 
 SOME = "bafkreidon73zkcrwdb5iafqtijxildoonbwnpv7dyd6ef3qdgads2jc4su"
