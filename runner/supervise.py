@@ -203,8 +203,13 @@ def exit_code(address: str, outcome: Outcome) -> int:
 
 
 def _trap(report: str) -> tuple[str, list[str]]:
-    """Split the engine's report of a trap into its cause and the lines of the backtrace."""
-    lines = [line.rstrip() for line in report.splitlines() if line.strip()]
-    frames = [line for line in lines if line.lstrip()[:1].isdigit() and ":" in line]
-    causes = [line.strip() for line in lines if line not in frames and not line.endswith(":")]
-    return causes[-1] if causes else "unknown", frames
+    """Split the engine's report of a trap into its cause and the lines of the backtrace.
+
+    The report has a heading, a numbered line for each frame, and below ``Caused by:`` one cause,
+    or several, numbered, of which the last is the root.
+    """
+    above, _, below = report.partition("Caused by:")
+    heading, *frames = [line.rstrip() for line in above.splitlines() if line.strip()] or ["unknown"]
+    causes = [line.strip() for line in below.splitlines() if line.strip()] or [heading]
+    number, colon, text = causes[-1].partition(": ")
+    return (text if colon and number.isdigit() else causes[-1]), frames

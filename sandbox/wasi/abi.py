@@ -144,6 +144,7 @@ ERRNO = {
     errno.EXDEV: 75,
 }
 EBADF = 8
+EINVAL = 28
 EIO = 29
 EMFILE = 33
 ENOTCAPABLE = 76

@@ -7,7 +7,6 @@ is the business of :mod:`sandbox.wasi.files`.
 
 import errno
 import os
-import time
 from collections.abc import Callable
 
 from sandbox.wasi import abi, poll
@@ -151,9 +150,7 @@ class Calls:
         self._file(slot).set_size(size)
 
     def fd_filestat_set_times(self, slot: int, accessed: int, modified: int, which: int) -> None:
-        atime = _time(accessed, which & abi.ATIM, which & abi.ATIM_NOW)
-        mtime = _time(modified, which & abi.MTIM, which & abi.MTIM_NOW)
-        self._file(slot).set_times(atime, mtime)
+        self._file(slot).set_times(accessed & _U64, modified & _U64, which)
 
     def fd_allocate(self, slot: int, offset: int, size: int) -> None:
         self._file(slot).allocate(offset, size)
@@ -303,10 +300,13 @@ class Calls:
 
     # The rest
 
-    def poll_oneoff(self, subscriptions: int, events: int, count: int, result: int) -> None:
-        self._memory.put_u32(
-            result, poll.wait(self._memory, self._look_up, subscriptions, events, count)
-        )
+    # The switch puts the time of the cell's monotonic clock before the parameters.
+
+    def poll_oneoff(
+        self, now: int, subscriptions: int, events: int, count: int, result: int
+    ) -> None:
+        due = poll.wait(self._memory, self._look_up, now, subscriptions, events, count)
+        self._memory.put_u32(result, due)
 
     def _look_up(self, number: int) -> File | RootDirectory | None:
         """Return what one of the cell's descriptors stands for, or ``None``."""
@@ -320,16 +320,3 @@ class Calls:
         """Return the method that serves a function of the interface."""
         method: Callable[..., None] = getattr(self, name)
         return method
-
-
-def _time(value: int, given: int, now: int) -> int | None:
-    """Return a time to set, in nanoseconds, or ``None`` to leave it.
-
-    Raises:
-        OSError: EINVAL if the flags contradict each other.
-    """
-    if given and now:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    if now:
-        return time.time_ns()
-    return value & _U64 if given else None

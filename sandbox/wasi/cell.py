@@ -105,11 +105,15 @@ class CellHost:
         Raises:
             Rejected: If the cell imports what is not offered or lacks what a program has.
         """
-        shim_linker = wasmtime.Linker(self._engine)
-        shim = shim_linker.instantiate(store, self._shim)
-        shim_linker.define_instance(store, abi.MODULE, shim)
+        limits = wasmtime.Limits(switch.TABLE_SIZE, switch.TABLE_SIZE)
+        kind = wasmtime.TableType(wasmtime.ValType.funcref(), limits)
+        table = wasmtime.Table(store, kind, None)
+        # A linker of its own: a cell may import whatever is defined in it.
+        offered = wasmtime.Linker(self._engine)
+        shim = wasmtime.Instance(store, self._shim, [table])
+        offered.define_instance(store, abi.MODULE, shim)
         try:
-            cell = shim_linker.instantiate(store, module)
+            cell = offered.instantiate(store, module)
         except wasmtime.Trap as error:
             raise Rejected(
                 "its start section trapped; a start section cannot use WASI, because the cell's "
@@ -120,7 +124,7 @@ class CellHost:
         exports = cell.exports(store)
         memory = exports.get("memory")
         if isinstance(memory, wasmtime.Memory):
-            self._connect(store, shim, memory, plan)
+            self._connect(store, table, memory, plan)
         elif module.imports:
             raise Rejected("it imports WASI but exports no memory named 'memory'")
         start = exports.get("_start")
@@ -134,12 +138,12 @@ class CellHost:
     def _connect(
         self,
         store: wasmtime.Store,
-        shim: wasmtime.Instance,
+        table: wasmtime.Table,
         memory: wasmtime.Memory,
         plan: Plan,
     ) -> None:
         """Instantiate the switch, which fills the shim's table, and open the grants in its map."""
-        self._linker.define(store, "shim", "table", shim.exports(store)["table"])
+        self._linker.define(store, "host", "table", table)
         self._linker.define(store, "cell", "memory", memory)
         instance = self._linker.instantiate(store, self._switch)
         map_memory = instance.exports(store)["map"]

@@ -16,6 +16,9 @@ NAME = b"/"
 # C libraries enumerate preopened directories from here until EBADF.
 FIRST_PREOPEN = 3
 
+_OFLAGS = abi.O_CREAT | abi.O_DIRECTORY | abi.O_EXCL | abi.O_TRUNC
+_FDFLAGS = abi.APPEND | abi.DSYNC | abi.NONBLOCK | abi.RSYNC | abi.SYNC
+
 
 class RootDirectory:
     """A read-only directory whose entries are grants."""
@@ -68,6 +71,8 @@ class RootDirectory:
     def _find(self, path: bytes) -> bytes | None:
         """Return the pathlink that a path names, or ``None`` for the directory itself.
 
+        A link whose grant the cell has closed leads nowhere, like one in /proc.
+
         Raises:
             OSError: ENOENT for what is not there, ENOTDIR for a path below a grant.
             WasiError: ENOTCAPABLE for a path that would leave the directory, by ``..`` or by
@@ -77,7 +82,7 @@ class RootDirectory:
         parts = [part for part in path.split(b"/") if part not in (b"", b".")]
         if b".." in parts:
             raise WasiError(abi.ENOTCAPABLE)
-        if parts and parts[0] in self._links:
+        if parts and parts[0] in self._links and self._links[parts[0]][1].is_open:
             if len(parts) > 1 or path.endswith(b"/"):
                 raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             return parts[0]
@@ -98,10 +103,12 @@ class RootDirectory:
             fdflags: Flags to add to the open file.
 
         Raises:
-            OSError: ENOENT, ENOTDIR, EISDIR, EEXIST, or EACCES as open(2) for a mode that the
-                grant does not allow.
+            OSError: ENOENT, ENOTDIR, EISDIR, EEXIST, EINVAL for flags that there are not, or
+                EACCES as open(2) for a mode that the grant does not allow.
             WasiError: ENOTCAPABLE for a path that leads out.
         """
+        if oflags & ~_OFLAGS or fdflags & ~_FDFLAGS:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         name = self._find(path)
         if oflags & abi.O_EXCL and oflags & abi.O_CREAT:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))

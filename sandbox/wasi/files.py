@@ -9,6 +9,7 @@ import fcntl
 import os
 import socket
 import stat
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -42,6 +43,8 @@ class Filestat(NamedTuple):
     modified: int
     changed: int
 
+
+_CLOSED = -1  # no descriptor: the kernel says EBADF to it
 
 _ALL_MODES = abi.FD_FILESTAT_GET | abi.POLL_FD_READWRITE | abi.FD_FDSTAT_SET_FLAGS
 _READING = abi.FD_READ
@@ -139,15 +142,26 @@ class File:
 
     def pread(self, buffers: Buffers, offset: int) -> int:
         """Read at an offset; preadv(2)."""
-        self.need_seekable(abi.FD_SEEK)
+        self._need_offset(offset)
         self.need(abi.FD_READ)
         return os.preadv(self.fd, buffers, offset)
 
     def pwrite(self, buffers: Buffers, offset: int) -> int:
         """Write at an offset; pwritev(2)."""
-        self.need_seekable(abi.FD_SEEK)
+        self._need_offset(offset)
         self.need(abi.FD_WRITE)
         return os.pwritev(self.fd, buffers, offset)
+
+    def _need_offset(self, offset: int) -> None:
+        """Refuse what is no offset, given as a signed number.
+
+        Raises:
+            OSError: EINVAL beyond 2**63-1, as pread(2). It must not reach the kernel: to
+                preadv2(2), which Python uses, -1 is the current position.
+        """
+        self.need_seekable(abi.FD_SEEK)
+        if offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     def seek(self, offset: int, whence: int) -> int:
         """Move the position, or only tell it; lseek(2)."""
@@ -177,15 +191,32 @@ class File:
         self.need(abi.FD_FILESTAT_SET_SIZE)
         os.ftruncate(self.fd, size)
 
-    def set_times(self, accessed: int | None, modified: int | None) -> None:
-        """Set the times, in nanoseconds since 1970; ``None`` leaves one as it is; futimens(3)."""
+    def set_times(self, accessed: int, modified: int, which: int) -> None:
+        """Set the times; futimens(3).
+
+        Args:
+            accessed: Nanoseconds since 1970.
+            modified: Likewise.
+            which: fstflags: which of them to set, or to set to now.
+
+        Raises:
+            OSError: EINVAL for flags that contradict each other, or that there are not.
+        """
         self.need(abi.FD_FILESTAT_SET_TIMES)
-        now = os.fstat(self.fd)
+        both = abi.ATIM | abi.ATIM_NOW, abi.MTIM | abi.MTIM_NOW
+        if any(which & pair == pair for pair in both) or which & ~(both[0] | both[1]):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if which == abi.ATIM_NOW | abi.MTIM_NOW:
+            os.utime(self.fd)  # allowed to whoever may write, and not to the owner only
+            return
+        state, now = os.fstat(self.fd), time.time_ns()
+        atime = now if which & abi.ATIM_NOW else accessed if which & abi.ATIM else None
+        mtime = now if which & abi.MTIM_NOW else modified if which & abi.MTIM else None
         os.utime(
             self.fd,
             ns=(
-                now.st_atime_ns if accessed is None else accessed,
-                now.st_mtime_ns if modified is None else modified,
+                state.st_atime_ns if atime is None else atime,
+                state.st_mtime_ns if mtime is None else mtime,
             ),
         )
 
@@ -229,8 +260,7 @@ class File:
         if self._append_only and not flags & abi.APPEND:
             raise WasiError(abi.ENOTCAPABLE)
         actual = fcntl.fcntl(self.fd, fcntl.F_GETFL)
-        fixed = (abi.DSYNC | abi.SYNC | abi.RSYNC) & (flags ^ self.flags())
-        if fixed:
+        if (flags ^ self.flags()) & ~(abi.APPEND | abi.NONBLOCK):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         for wasi, bits in _CHANGEABLE_FLAGS:
             actual = actual | bits if flags & wasi else actual & ~bits
@@ -248,8 +278,18 @@ class File:
         return copy
 
     def close(self) -> None:
-        """Give up the descriptor; close(2)."""
-        os.close(self.fd)
+        """Give up the descriptor; close(2).
+
+        Its number is forgotten at once: the kernel gives it to the next file, and a pathlink may
+        still lead here.
+        """
+        fd, self.fd = self.fd, _CLOSED
+        os.close(fd)
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether it was not closed."""
+        return self.fd != _CLOSED
 
 
 class Socket(File):
@@ -321,6 +361,7 @@ class Socket(File):
 
     def close(self) -> None:
         """Give up the descriptor; close(2)."""
+        self.fd = _CLOSED
         self._socket.close()
 
 

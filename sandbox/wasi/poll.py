@@ -7,7 +7,7 @@ import select
 import struct
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from sandbox.wasi import abi
 from sandbox.wasi.directory import RootDirectory
@@ -21,12 +21,20 @@ _LONGEST_MS = (1 << 31) - 1
 _MOST = 4096
 
 
-def wait(memory: GuestMemory, look_up: _LookUp, subscriptions: int, events: int, count: int) -> int:
+def wait(
+    memory: GuestMemory,
+    look_up: _LookUp,
+    cell_now: int,
+    subscriptions: int,
+    events: int,
+    count: int,
+) -> int:
     """Wait until a subscription is due, and write the events of all that are.
 
     Args:
         memory: The cell's memory.
         look_up: Finds what one of the cell's descriptors stands for.
+        cell_now: The time on the cell's monotonic clock, which does not begin where ours does.
         subscriptions: Address of the subscriptions.
         events: Address of room for as many events.
         count: How many subscriptions.
@@ -42,13 +50,14 @@ def wait(memory: GuestMemory, look_up: _LookUp, subscriptions: int, events: int,
     raw = bytes(memory.view(subscriptions, count * abi.SUBSCRIPTION_SIZE))
     room = memory.view(events, count * abi.EVENT_SIZE)
     now = time.monotonic_ns()
+    times = {abi.CLOCK_REALTIME: time.time_ns(), abi.CLOCK_MONOTONIC: cell_now}
     clocks: list[tuple[int, int]] = []  # when due on the monotonic clock, userdata
     waiting: dict[int, list[tuple[int, int, File]]] = {}  # by host fd: userdata, type, file
     due: list[bytes] = []
     for start in range(0, len(raw), abi.SUBSCRIPTION_SIZE):
         userdata, tag = abi.SUBSCRIPTION.unpack_from(raw, start)
         if tag == abi.EVENT_CLOCK:
-            clocks.append((_deadline(raw, start + 16, now), userdata))
+            clocks.append((now + _delay(raw, start + 16, times), userdata))
         elif tag in (abi.EVENT_FD_READ, abi.EVENT_FD_WRITE):
             (number,) = abi.SUBSCRIPTION_FD.unpack_from(raw, start + 16)
             item = look_up(number)
@@ -68,20 +77,17 @@ def _right(item: File, tag: int) -> int:
     return abi.FD_READ | abi.SOCK_ACCEPT if tag == abi.EVENT_FD_READ else abi.FD_WRITE
 
 
-def _deadline(raw: bytes, at: int, now: int) -> int:
-    """Return when a clock subscription is due, on the monotonic clock, in nanoseconds.
+def _delay(raw: bytes, at: int, times: Mapping[int, int]) -> int:
+    """Return how long until a clock subscription is due, in nanoseconds; less than 0 if it was.
 
     Raises:
         OSError: EINVAL for the clocks of CPU time, which nobody can wait for.
     """
     clock, timeout, _, flags = abi.SUBSCRIPTION_CLOCK.unpack_from(raw, at)
-    if clock not in (abi.CLOCK_REALTIME, abi.CLOCK_MONOTONIC):
+    if clock not in times:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    if not flags & abi.SUBSCRIPTION_CLOCK_ABSTIME:
-        return now + int(timeout)
-    if clock == abi.CLOCK_REALTIME:
-        return now + int(timeout) - time.time_ns()
-    return int(timeout)
+    absolute = flags & abi.SUBSCRIPTION_CLOCK_ABSTIME
+    return int(timeout) - times[clock] if absolute else int(timeout)
 
 
 def _wait(

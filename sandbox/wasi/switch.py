@@ -15,7 +15,11 @@ from sandbox.wasi import abi
 # Numbers that the map has room for; grants end below this too.
 MAP_ENTRIES = 65536
 _MAP_PAGES = MAP_ENTRIES * 4 // 65536
+# The shim's table has one place for each function.
+TABLE_SIZE = len(abi.FUNCTIONS)
 _TYPES = {"i": "i32", "I": "i64"}
+# For functions whose first parameter is one of so many: wasmtime ends the cell over another.
+_ENUMERATIONS = {"clock_res_get": 4, "clock_time_get": 4}
 # For functions that make a descriptor: the parameter that points to where its number goes.
 _RESULT_POINTER = {"path_open": 8, "sock_accept": 2}
 
@@ -31,9 +35,11 @@ def _arguments(name: str, *, start: int = 0) -> str:
 
 
 def shim() -> str:
-    """Return the text of the module that the cell imports: every function, through a table."""
-    count = len(abi.FUNCTIONS)
-    lines = [f'(module (table (export "table") {count} {count} funcref)']
+    """Return the text of the module that the cell imports: every function, through a table.
+
+    The table is imported, because whatever the shim exports, a cell can import.
+    """
+    lines = [f'(module (import "host" "table" (table {TABLE_SIZE} {TABLE_SIZE} funcref))']
     for index, name in enumerate(abi.FUNCTIONS):
         signature = _signature(name)
         lines.append(
@@ -47,22 +53,26 @@ def host_functions() -> dict[str, str]:
     """Return the functions the switch imports from this host, with their parameters.
 
     They are those of preview 1 with slots in place of descriptors. Functions on directories get
-    the map's entries instead, because each may be served by someone else.
+    the map's entries instead, because each may be served by someone else. poll_oneoff gets the
+    time on the cell's monotonic clock first.
     """
     names = (*abi.BY_DESCRIPTOR, *abi.BY_DIRECTORIES, *abi.ALWAYS_HOST)
-    return {name: abi.FUNCTIONS[name] for name in names}
+    plain = {name: abi.FUNCTIONS[name] for name in names}
+    return {**plain, "poll_oneoff": "I" + plain["poll_oneoff"]}
 
 
 def switch() -> str:
     """Return the text of the module that fills the shim's table."""
-    count = len(abi.FUNCTIONS)
     served = [name for name in abi.FUNCTIONS if name not in abi.ALWAYS_HOST]
     wasmtime = [n for n in served if n != "fd_renumber"]
     lines = ["(module"]
     lines += [f'(import "{abi.MODULE}" "{n}" (func $wasi_{n} {_signature(n)}))' for n in wasmtime]
-    lines += [f'(import "host" "{n}" (func $host_{n} {_signature(n)}))' for n in host_functions()]
     lines += [
-        f'(import "shim" "table" (table {count} {count} funcref))',
+        f'(import "host" "{n}" (func $host_{n} {_signature(n, kinds)}))'
+        for n, kinds in host_functions().items()
+    ]
+    lines += [
+        f'(import "host" "table" (table {TABLE_SIZE} {TABLE_SIZE} funcref))',
         '(import "cell" "memory" (memory $cell 0))',
         f'(memory $map (export "map") {_MAP_PAGES} {_MAP_PAGES})',
         '(export "memory" (memory $cell))',
@@ -72,7 +82,9 @@ def switch() -> str:
         _DISCARD,
     ]
     for name in abi.FUNCTIONS:
-        lines.append(f"(func ${name} {_signature(name)} (local $m i32) (local $r i32)")
+        lines.append(
+            f"(func ${name} {_signature(name)} (local $m i32) (local $r i32) (local $t i64)"
+        )
         lines.append(_body(name))
         lines.append(")")
     lines.append(f"(elem (i32.const 0) func {' '.join('$' + name for name in abi.FUNCTIONS)})")
@@ -80,6 +92,13 @@ def switch() -> str:
 
 
 def _body(name: str) -> str:
+    if name == "poll_oneoff":
+        return _POLL
+    if name in _ENUMERATIONS:
+        return f"""
+          (if (i32.ge_u (local.get 0) (i32.const {_ENUMERATIONS[name]}))
+            (then (return (i32.const {abi.EINVAL}))))
+          (call $wasi_{name} {_arguments(name)})"""
     if name in abi.ALWAYS_HOST:
         return f"(call $host_{name} {_arguments(name)})"
     if name == "fd_renumber":
@@ -188,3 +207,20 @@ _RENUMBER = f"""
       (call $store (local.get 1) (local.get $m))
       (call $store (local.get 0) (i32.const 0))))
   (i32.const 0)"""
+
+
+# The cell's monotonic clock is wasmtime's, which begins when the cell does, so an absolute time on
+# it means nothing outside. Its present time is fetched through 8 aligned bytes of the room for
+# events, which are put back: the room may overlap with the subscriptions.
+_POLL = f"""
+  (local.set $r (i32.and (i32.add (local.get 1) (i32.const 7)) (i32.const -8)))
+  (if (i64.le_u (i64.add (i64.extend_i32_u (local.get $r)) (i64.const 8))
+      (i64.shl (i64.extend_i32_u (memory.size $cell)) (i64.const 16)))
+    (then
+      (local.set $t (i64.load $cell (local.get $r)))
+      (drop (call $wasi_clock_time_get
+        (i32.const {abi.CLOCK_MONOTONIC}) (i64.const 1) (local.get $r)))
+      (i64.load $cell (local.get $r))
+      (i64.store $cell (local.get $r) (local.get $t))
+      (local.set $t)))
+  (call $host_poll_oneoff (local.get $t) {_arguments("poll_oneoff")})"""
