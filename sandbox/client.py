@@ -1,10 +1,12 @@
 """The runner's side of the spawner: start it, hand it a plan, learn how the cell ended."""
 
 import os
+import select
 import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from sandbox import wire
 from sandbox.errors import SpawnerError
@@ -20,6 +22,9 @@ from sandbox.spawner import main
 main()
 """
 
+# A spawner that was asked to end needs a moment to kill its cell; then it is killed itself.
+_PATIENCE_MS = 2000
+
 
 class Spawner:
     """A spawner process, which lives until :meth:`close`, or as long as its starter.
@@ -31,6 +36,7 @@ class Spawner:
         """Wrap a process that :meth:`start` made."""
         self.pid = pid
         self._channel = channel
+        self._process = os.pidfd_open(pid)
 
     @classmethod
     def start(cls, cache: str | None, *, debug: bool = False) -> "Spawner":
@@ -84,25 +90,50 @@ class Spawner:
             plan: What the cell is promised.
             cell: A descriptor of the cell's bytes, which nobody can change any more.
             sources: The descriptors to grant, in the order of the plan's grants.
-            on_start: Called when the cell's process holds its own copies of them.
+            on_start: Called when the cell's process is in its jail and holds copies of them.
 
         Raises:
             SpawnerError: If the spawner ends before it tells how the cell ended.
         """
+        running: list[int] = []
         try:
             wire.send(self._channel, plan.encode(), [cell, *sources])
             while (message := wire.receive(self._channel)) is not None:
-                payload, _ = message
+                payload, fds = message
+                running += fds
                 if payload != wire.STARTED:
                     return Outcome.decode(payload)
                 on_start()
         except (OSError, EOFError, ValueError) as error:
             raise SpawnerError(f"the connection to the spawner broke: {error}") from error
+        finally:
+            _end(running)
         raise SpawnerError("the spawner ended before the cell did")
 
     def close(self) -> None:
         """End the spawner and whatever it still runs, and wait until all of it is gone."""
         self._channel.close()
-        # One that somebody stopped would never see that.
-        os.kill(self.pid, signal.SIGCONT)
-        os.waitpid(self.pid, 0)
+        try:
+            # One that somebody stopped would never see that.
+            signal.pidfd_send_signal(self._process, signal.SIGCONT)
+            ended = select.poll()
+            ended.register(self._process, select.POLLIN)
+            if not ended.poll(_PATIENCE_MS):
+                signal.pidfd_send_signal(self._process, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass  # it has ended, and SIGCHLD is ignored: nobody needs to wait for it
+        finally:
+            os.close(self._process)
+
+
+def _end(processes: list[int]) -> None:
+    """Kill processes by their pidfds, which are closed.
+
+    After an outcome there is none left. After the spawner's death there may be: the cell's
+    process dies with it, unless it has become somebody else's and undone that.
+    """
+    for pidfd in processes:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)

@@ -2,15 +2,13 @@
 
 import os
 import resource
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Container, Iterator, Sequence, Set
 
 from sandbox.errors import JailError
 
 # How far above the highest target ww's own descriptors may go: a table of file descriptors
 # takes memory up to its highest number.
 _PARKING_ROOM = 4096
-# Above any descriptor: the kernel's own bound is fs.nr_open, 2**30 at most.
-_MOST = (1 << 31) - 1
 
 
 def open_listing() -> int:
@@ -50,10 +48,11 @@ def park(own: Sequence[int], targets: Set[int], listing: int) -> list[int]:
 def place(grants: Sequence[tuple[int, int, bool]], own: Sequence[int], listing: int) -> None:
     """Put the granted descriptors at their targets, and close all others but ww's own.
 
-    Every source is parked before any target is written, so swaps and cycles come out right.
+    It takes one number more than there are, however the sources and targets are entangled.
 
     Args:
         grants: For each grant its present number, its target and whether it is close-on-exec.
+            No two have the same number or the same target.
         own: The numbers that :func:`park` returned for what the cell's process keeps.
         listing: From :func:`open_listing`, parked; closed at the end.
 
@@ -62,20 +61,38 @@ def place(grants: Sequence[tuple[int, int, bool]], own: Sequence[int], listing: 
         JailError: If the table is not what was planned.
     """
     targets = {target for _, target, _ in grants}
-    numbers = _parking(targets, _open_numbers(listing))
-    parked = [os.dup2(source, next(numbers), inheritable=False) for source, _, _ in grants]
-    _close_all_but([listing, *own, *parked])
-    for number, (_, target, cloexec) in zip(parked, grants, strict=True):
-        os.dup2(number, target, inheritable=not cloexec)
+    _close_all_but({listing, *own, *(source for source, _, _ in grants)}, listing)
+    spare = next(_parking(targets, _open_numbers(listing)))
+    waiting = {source: target for source, target, _ in grants if source != target}
+    while waiting:
+        # Whatever has a target that no other occupies can go there; where nothing has, what is
+        # left are cycles, and moving one of it out of the way opens that one.
+        free = [source for source, target in waiting.items() if target not in waiting]
+        for source in free:
+            _move(source, waiting.pop(source))
+        if waiting and not free:
+            source, target = waiting.popitem()
+            _move(source, spare)
+            waiting[spare] = target
+    for _, target, cloexec in grants:
+        os.set_inheritable(target, not cloexec)
     expected = {listing, *own, *targets}
-    _close_all_but(expected)
     _verify(expected, listing)
     os.close(listing)
 
 
-def close_above(number: int) -> None:
-    """Close every descriptor above a number; close_range(2)."""
-    os.closerange(number + 1, _MOST)
+def _move(source: int, target: int) -> None:
+    os.dup2(source, target, inheritable=False)
+    os.close(source)
+
+
+def close_all_above(number: int) -> None:
+    """Close every descriptor above a number.
+
+    Raises:
+        OSError: ENOENT where proc is not mounted.
+    """
+    _close_all_but(range(number + 1), open_listing())
 
 
 def _open_numbers(listing: int) -> set[int]:
@@ -108,15 +125,15 @@ def _parking(targets: Set[int], taken: Set[int]) -> Iterator[int]:
     raise JailError("descriptors", "no room for ww's own descriptors beside the grants")
 
 
-def _close_all_but(numbers: Sequence[int] | Set[int]) -> None:
-    """Close every descriptor but those given; close_range(2)."""
-    start = 0
-    for number in sorted(numbers):
-        # An empty range must not be asked for: os.closerange(0, 0) closes everything.
-        if number > start:
-            os.closerange(start, number)
-        start = number + 1
-    os.closerange(start, _MOST)
+def _close_all_but(numbers: Container[int], listing: int) -> None:
+    """Close every descriptor but those given.
+
+    It goes by the list and not by close_range(2): where that call is missing or forbidden, its
+    replacement is a loop over two thousand million numbers.
+    """
+    for number in _open_numbers(listing):
+        if number not in numbers:
+            os.close(number)
 
 
 def _verify(expected: Set[int], listing: int) -> None:

@@ -18,11 +18,13 @@ class Own(NamedTuple):
     Attributes:
         line: The socket to the spawner: one byte comes in, the outcome goes out.
         cell: The cell's bytes.
+        null: /dev/null, for the numbers at which libraries write messages unasked.
         listing: The list of this process's descriptors; closed by :func:`enter`.
     """
 
     line: int
     cell: int
+    null: int
     listing: int
 
 
@@ -54,7 +56,7 @@ def enter(plan: Plan, sources: Sequence[int], own: Own) -> None:
     _step("pivot_root", mounts.leave_old_root)
     _step("read-only root", mounts.seal_root)
     # The network needs no step: a new network namespace holds nothing but a `lo` that is down.
-    _step("descriptors", descriptors.place, table, (own.line, own.cell), own.listing)
+    _step("descriptors", descriptors.place, table, own[:3], own.listing)
     _step("session", session.isolate)
     _step("limits", limits.apply)
     _step("privileges", privileges.drop_all)

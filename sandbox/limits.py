@@ -2,6 +2,11 @@
 
 import resource
 
+from sandbox.errors import JailError
+
+# The engine reserves 4 GiB of addresses and as much of guard pages for each of two memories.
+_ADDRESS_SPACE = 16 << 30
+
 
 def raise_descriptor_limit() -> None:
     """Raise the soft limit of open descriptors to the hard one, so that any legal target fits.
@@ -17,9 +22,15 @@ def apply() -> None:
     """Forbid locked memory, message queues and real-time priority to the cell.
 
     Raises:
+        JailError: If the caller's RLIMIT_AS leaves the engine no room.
         OSError: As setrlimit(2) says.
         ValueError: Never for these values: each lowers a limit.
     """
+    space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if space != resource.RLIM_INFINITY and space < _ADDRESS_SPACE:
+        raise JailError(
+            "limits", f"the address space is limited to {space} bytes (ulimit -v), too few"
+        )
     for limit in (
         resource.RLIMIT_MEMLOCK,
         resource.RLIMIT_MSGQUEUE,

@@ -94,7 +94,7 @@ def leave_old_root() -> None:
     """Make the current directory the root and detach the old root with all below it.
 
     Raises:
-        OSError: EINVAL in a chroot, whose root is not a mount point; pivot_root(2).
+        OSError: As pivot_root(2) says.
     """
     syscalls.pivot_root_here()
     syscalls.detach_here()

@@ -1,5 +1,6 @@
 """Step 2 and 3: new namespaces for the cell's process, and the ids it has in them."""
 
+import errno
 import os
 
 from sandbox import syscalls
@@ -29,7 +30,24 @@ def flags() -> int:
     return _ALWAYS | time
 
 
-def write_id_maps(pid: int, uid: int, gid: int) -> None:
+def proc_directory(pidfd: int) -> str:
+    """Return the directory of a process in the proc that is mounted here.
+
+    Its number there is not the one that clone3 returned if proc belongs to another pid namespace
+    than this process; the pidfd's entry tells it (proc_pid_fdinfo(5)).
+
+    Raises:
+        OSError: ENOENT where proc is not mounted; ESRCH if the process is not seen there.
+    """
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    pid = int(fields.get("Pid", "-1"))
+    if pid <= 0:
+        raise OSError(errno.ESRCH, os.strerror(errno.ESRCH), "/proc/PID")
+    return f"/proc/{pid}"
+
+
+def write_id_maps(process: str, uid: int, gid: int) -> None:
     """Map the one id inside to one unprivileged id outside; done by the spawner for a child.
 
     The order is that of user_namespaces(7): an unprivileged writer must deny setgroups(2)
@@ -37,7 +55,7 @@ def write_id_maps(pid: int, uid: int, gid: int) -> None:
     group that denies it something.
 
     Args:
-        pid: The child, in its new user namespace and waiting.
+        process: The child's directory in proc; it is in its new user namespace and waits.
         uid: The user id on the host; the caller's own, unless the caller is root.
         gid: The group id on the host, likewise.
 
@@ -49,9 +67,8 @@ def write_id_maps(pid: int, uid: int, gid: int) -> None:
         ("uid_map", f"{CELL_ID} {uid} 1"),
         ("gid_map", f"{CELL_ID} {gid} 1"),
     ):
-        path = f"/proc/{pid}/{name}"
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            fd = os.open(f"{process}/{name}", os.O_WRONLY | os.O_CLOEXEC)
             try:
                 os.write(fd, text.encode())
             finally:

@@ -14,7 +14,7 @@ class Plan(NamedTuple):
         argv: The cell's arguments; the first is its name.
         env: The cell's whole environment.
         uid: The user id on the host that the cell's process runs as; never 0.
-        gid: The group id on the host, likewise.
+        gid: The group id on the host: an ordinary caller's own, whichever that is.
     """
 
     grants: tuple[Grant, ...]

@@ -55,9 +55,24 @@ def _drop_bounding_set() -> None:
 
 
 def _verify() -> None:
-    if any(syscalls.capability_sets()):
+    # The ambient set is a part of the permitted one, always (capabilities(7)).
+    if any(syscalls.capability_sets()) or _bounding_set():
         raise JailError("privileges", "capabilities are left after dropping all")
     if prctl.get_securebits() != _SECUREBITS:
         raise JailError("privileges", "the securebits are not as set")
     if not prctl.get_no_new_privs():
         raise JailError("privileges", "no_new_privs is not set")
+
+
+def _bounding_set() -> list[int]:
+    """Return the capabilities that are left in the bounding set."""
+    left = []
+    for number in range(_CAPABILITY_BITS):
+        try:
+            if syscalls.has_bounding_capability(number):
+                left.append(number)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            break
+    return left

@@ -40,15 +40,18 @@ def _forbid_core_dumps() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
-def prefer_as_oom_victim(pid: int) -> None:
+def prefer_as_oom_victim(process: str) -> None:
     """Let the kernel kill a cell before anything else when memory runs out; proc(5).
 
     Done by the spawner for its child, which may not open the file after its ids changed.
 
+    Args:
+        process: The child's directory in proc.
+
     Raises:
         OSError: If the file cannot be written.
     """
-    fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    fd = os.open(f"{process}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, b"1000")
     finally:

@@ -11,7 +11,7 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import NamedTuple, NoReturn
 
 import prctl
@@ -25,8 +25,15 @@ from sandbox.wasi.cell import CellHost
 # One message from the cell's process; a longer report of a trap is cut there.
 _MOST_OUTCOME = 64 << 10
 
-# What runs in the jail: gets the plan and a descriptor of the cell's bytes, returns the outcome.
-Body = Callable[[Plan, int], Outcome]
+# The cell's process says this when it is in its jail, before it touches the cell's bytes.
+_ENTERED = b"entered"
+# What it may say before that, and what after, when it may be somebody else's.
+_BEFORE = ("jail", "fault")
+_AFTER = ("exit", "trap", "rejected", "fault")
+
+# What runs in the jail: gets the plan, and descriptors of the cell's bytes and of /dev/null;
+# returns the outcome.
+Body = Callable[[Plan, int, int], Outcome]
 
 
 class _Child(NamedTuple):
@@ -42,7 +49,7 @@ def main() -> NoReturn:
     try:
         become_spawner()
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}"
+        what = f"{error.filename or 'start'}: {error.strerror}"
         _refuse(channel, Outcome("jail", error.errno or 0, what, "spawner"))
     serve(channel, CellHost(sys.argv[1] or None).run)
 
@@ -54,7 +61,7 @@ def become_spawner() -> None:
         OSError: If any of it fails.
     """
     prctl.set_pdeathsig(signal.SIGKILL)
-    descriptors.close_above(wire.SPAWNER_FD)
+    descriptors.close_all_above(wire.SPAWNER_FD)
     os.chdir("/")
     # Python's own handler would wait for wasm code to return.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -116,7 +123,6 @@ def _run(channel: socket.socket, plan: Plan, fds: list[int], body: Body) -> Outc
         for fd in fds:
             os.close(fd)
     try:
-        wire.send(channel, wire.STARTED)
         told = _wait(channel, child)
     finally:
         signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
@@ -138,7 +144,10 @@ def _spawn(channel: socket.socket, plan: Plan, fds: list[int], body: Body) -> _C
     """
     if plan.uid == 0:
         raise JailError("id maps", "the cell would run as the host's root")
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise JailError("lifeline", f"socketpair: {error.strerror}", error.errno or 0) from error
     try:
         pid, pidfd = syscalls.fork_into(namespaces.flags())
     except OSError as error:
@@ -151,15 +160,16 @@ def _spawn(channel: socket.socket, plan: Plan, fds: list[int], body: Body) -> _C
         _be_cell(plan, fds, theirs.detach(), body)
     theirs.close()
     try:
-        namespaces.write_id_maps(pid, plan.uid, plan.gid)
-        session.prefer_as_oom_victim(pid)
+        process = namespaces.proc_directory(pidfd)
+        namespaces.write_id_maps(process, plan.uid, plan.gid)
+        session.prefer_as_oom_victim(process)
         lifeline.let_go(ours.fileno())
     except OSError as error:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
         os.close(pidfd)
         ours.close()
-        what = f"{error.filename}: {error.strerror}"
+        what = f"{error.filename or 'lifeline'}: {error.strerror}"
         raise JailError("id maps", what, error.errno or 0) from error
     return _Child(pidfd, ours)
 
@@ -170,11 +180,13 @@ def _be_cell(plan: Plan, fds: list[int], line: int, body: Body) -> NoReturn:
         listing = descriptors.open_listing()
         cell, *sources = fds
         targets = {grant.target for grant in plan.grants}
-        parked = descriptors.park((line, cell, listing), targets, listing)
+        null = os.dup(0)  # the spawner's, which is /dev/null
+        parked = descriptors.park((line, cell, null, listing), targets, listing)
         line = parked[0]
         own = jail.Own(*parked)
         jail.enter(plan, sources, own)
-        outcome = body(plan, own.cell)
+        os.write(line, _ENTERED)
+        outcome = body(plan, own.cell, own.null)
     except JailError as error:
         outcome = Outcome("jail", error.errno, error.what, error.step)
     except BaseException as error:
@@ -201,20 +213,28 @@ def _wait(channel: socket.socket, child: _Child) -> Outcome | None:
     poller = select.poll()
     for source in (channel, child.line, child.pidfd):
         poller.register(source, select.POLLIN)
+    entered = False
     while True:
         ready = dict(poller.poll())
         if child.line.fileno() in ready:
             data = child.line.recv(_MOST_OUTCOME)
-            if data:
-                return _told(data)
-            poller.unregister(child.line)  # it will say no more; its end is what counts
+            if not data:
+                poller.unregister(child.line)  # it will say no more; its end is what counts
+            elif data == _ENTERED and not entered:
+                entered = True
+                wire.send(channel, wire.STARTED, [child.pidfd])
+            else:
+                return _told(data, _AFTER if entered else _BEFORE)
         elif channel.fileno() in ready or child.pidfd in ready:
             return None
 
 
-def _told(data: bytes) -> Outcome:
-    """Return what a cell's process said, which is worth nothing if it is not an outcome."""
+def _told(data: bytes, kinds: Container[str]) -> Outcome:
+    """Return what a cell's process said, if that is an outcome it can have come to."""
     try:
-        return Outcome.decode(data)
+        outcome = Outcome.decode(data)
     except ValueError:
-        return Outcome("fault", what="the cell's process reported no outcome but something else")
+        outcome = None
+    if outcome is None or outcome.kind not in kinds:
+        return Outcome("fault", what="the cell's process reported what cannot be")
+    return outcome

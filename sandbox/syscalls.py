@@ -39,6 +39,7 @@ AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 
 # include/uapi/linux/prctl.h
+PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
 PR_SET_SECUREBITS = 28
 PR_CAP_AMBIENT = 47
@@ -269,6 +270,16 @@ def drop_bounding_capability(number: int) -> None:
         OSError: EINVAL for a number that the kernel does not have.
     """
     _check(_libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0), "prctl", f"CAPBSET_DROP {number}")
+
+
+def has_bounding_capability(number: int) -> bool:
+    """Tell whether a capability is in the bounding set; PR_CAPBSET_READ of prctl(2).
+
+    Raises:
+        OSError: EINVAL for a number that the kernel does not have.
+    """
+    result = _libc.prctl(PR_CAPBSET_READ, number, 0, 0, 0)
+    return bool(_check(result, "prctl", f"CAPBSET_READ {number}"))
 
 
 def set_securebits(bits: int) -> None:

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 
 # The descriptor at which a spawner finds its connection.
 SPAWNER_FD = 3
-# The answer when the cell's process holds its own copies of the granted descriptors.
+# The answer when the cell's process is in its jail, with its own copies of the granted
+# descriptors; a pidfd of it comes along.
 STARTED = b"started"
 
 _HEADER = struct.Struct("=II")

@@ -15,6 +15,7 @@ from sandbox.wasi.files import File, Filestat, Socket, WasiError
 from sandbox.wasi.memory import GuestMemory
 
 _U64 = (1 << 64) - 1
+_PATH_MAX = 4096  # limits.h
 
 
 class CellExit(Exception):
@@ -86,7 +87,10 @@ class Calls:
         return item
 
     def _path(self, address: int, size: int) -> bytes:
-        return bytes(self._memory.view(address, size))
+        view = self._memory.view(address, size)
+        if size > _PATH_MAX:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        return bytes(view)
 
     # Reading and writing
 

@@ -1,10 +1,13 @@
 """Running one cell: load, link, start, and tell how it ended."""
 
 import ctypes
+import fcntl
+import os
 
 import wasmtime
 from wasmtime import _ffi
 
+from sandbox.grants import Grant
 from sandbox.outcome import Outcome
 from sandbox.plan import Plan
 from sandbox.wasi import abi, artifacts, engine, switch
@@ -18,6 +21,8 @@ from sandbox.wasi.memory import GuestMemory
 # component has another version and a layer (component-model/design/mvp/Binary.md).
 _CORE_MODULE = b"\0asm\x01\0\0\0"
 _COMPONENT = b"\0asm\x0d\0\x01\0"
+
+_LAST_STANDARD = 2
 
 
 class Rejected(Exception):
@@ -44,6 +49,7 @@ class CellHost:
         fingerprint = engine.fingerprint()
         self._shim = artifacts.load(self._engine, fingerprint, "shim", switch.shim(), cache)
         self._switch = artifacts.load(self._engine, fingerprint, "switch", switch.switch(), cache)
+        self._grants: list[tuple[Grant, File]] = []
         self._calls = Calls()
         self._functions = HostFunctions()
         self._linker = wasmtime.Linker(self._engine)
@@ -51,18 +57,20 @@ class CellHost:
         for name, kinds in switch.host_functions().items():
             self._functions.define(self._linker, name, kinds, self._calls.function(name))
 
-    def run(self, plan: Plan, cell: int) -> Outcome:
+    def run(self, plan: Plan, cell: int, null: int) -> Outcome:
         """Run a cell in this process, which is jailed, holds its descriptors, and ends after it.
 
         Args:
             plan: The cell's plan; its descriptors are open at their targets.
             cell: A descriptor of the cell's bytes; closed once they are read.
+            null: A descriptor of /dev/null; closed.
         """
+        self._grants = _open_grants(plan, null)
         try:
             module = self._load(cell)
             store = wasmtime.Store(self._engine)
             store.set_wasi(_wasi_config(plan))
-            start = self._link(store, module, plan)
+            start = self._link(store, module)
         except Rejected as error:
             return Outcome("rejected", what=str(error))
         try:
@@ -96,7 +104,7 @@ class CellHost:
                 f"it is not a valid WebAssembly module: {_first_cause(error)}"
             ) from error
 
-    def _link(self, store: wasmtime.Store, module: wasmtime.Module, plan: Plan) -> wasmtime.Func:
+    def _link(self, store: wasmtime.Store, module: wasmtime.Module) -> wasmtime.Func:
         """Instantiate shim, cell and switch, and connect them.
 
         Returns:
@@ -124,7 +132,7 @@ class CellHost:
         exports = cell.exports(store)
         memory = exports.get("memory")
         if isinstance(memory, wasmtime.Memory):
-            self._connect(store, table, memory, plan)
+            self._connect(store, table, memory)
         elif module.imports:
             raise Rejected("it imports WASI but exports no memory named 'memory'")
         start = exports.get("_start")
@@ -140,7 +148,6 @@ class CellHost:
         store: wasmtime.Store,
         table: wasmtime.Table,
         memory: wasmtime.Memory,
-        plan: Plan,
     ) -> None:
         """Instantiate the switch, which fills the shim's table, and open the grants in its map."""
         self._linker.define(store, "host", "table", table)
@@ -152,13 +159,30 @@ class CellHost:
         numbers = NumberMap(store, map_memory)
         self._calls.bind(GuestMemory(store, memory), numbers.__getitem__)
         links: dict[bytes, tuple[int, File]] = {}
-        for grant in plan.grants:
-            file = open_grant(grant.target, grant.mode)
+        for grant, file in self._grants:
             numbers[grant.target] = -1 - self._calls.add(file)
             if grant.pathlink and grant.name is not None:
                 links[grant.name.encode()] = (grant.target, file)
         if links:
             numbers[FIRST_PREOPEN] = -1 - self._calls.add(RootDirectory(links))
+
+
+def _open_grants(plan: Plan, null: int) -> list[tuple[Grant, File]]:
+    """Return the grants as the host serves them, and leave /dev/null at 0, 1 and 2.
+
+    Whatever a library writes unasked (the engine when memory runs out, say) goes to 2, and must
+    not go to what the cell was granted there. The cell's own numbers are the switch's business.
+    """
+    grants = []
+    for grant in plan.grants:
+        fd = grant.target
+        if fd <= _LAST_STANDARD:
+            fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LAST_STANDARD + 1)
+        grants.append((grant, open_grant(fd, grant.mode)))
+    for number in range(_LAST_STANDARD + 1):
+        os.dup2(null, number, inheritable=False)
+    os.close(null)
+    return grants
 
 
 class NumberMap:

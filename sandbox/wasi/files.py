@@ -94,8 +94,10 @@ class File:
             # With these two, wasi-libc's isatty(3) says no: a terminal's size and modes are out
             # of the cell's reach, so it must not be told that it has one.
             self.rights |= abi.FD_SEEK | abi.FD_TELL
-        # Whoever granted a log opened for appending did not grant its overwriting.
+        # Whoever granted a log opened for appending granted neither its overwriting nor cutting.
         self._append_only = bool(self.flags() & abi.APPEND)
+        if self._append_only:
+            self.rights &= ~abi.FD_FILESTAT_SET_SIZE
 
     def need(self, right: int) -> None:
         """Refuse a call unless all of ``right`` is held.
@@ -257,8 +259,10 @@ class File:
             OSError: EINVAL for flags that Linux cannot change.
         """
         self.need(abi.FD_FDSTAT_SET_FLAGS)
-        if self._append_only and not flags & abi.APPEND:
-            raise WasiError(abi.ENOTCAPABLE)
+        if (flags ^ self.flags()) & abi.APPEND:
+            self.need(abi.FD_WRITE)  # it decides where others' writes go, too
+            if self._append_only:
+                raise WasiError(abi.ENOTCAPABLE)
         actual = fcntl.fcntl(self.fd, fcntl.F_GETFL)
         if (flags ^ self.flags()) & ~(abi.APPEND | abi.NONBLOCK):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))

@@ -10,6 +10,7 @@ from wasmtime import _ffi
 
 from sandbox.wasi import abi
 
+_WHOLE = ctypes.c_char * (1 << 32)
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
@@ -17,14 +18,17 @@ _U64 = struct.Struct("<Q")
 class GuestMemory:
     """A view of a cell's linear memory that grows with it.
 
-    The view is kept between calls and made anew only when an access lies beyond its end: memory
-    never shrinks, and the engine is set never to move it.
+    The engine is set never to move a memory, and reserves addresses for as much as 32 bits can
+    name. So there is one view of all of that, and what decides is the size, which is asked for
+    again when an access lies beyond what it was: memory never shrinks.
     """
 
     def __init__(self, store: wasmtime.Store, memory: wasmtime.Memory) -> None:
         self._store = store
         self._memory = memory
-        self._view = memoryview(b"")
+        address = _ffi.wasmtime_memory_data(store._context(), ctypes.byref(memory._memory))
+        base = ctypes.cast(address, ctypes.c_void_p).value or 0
+        self._view = memoryview(_WHOLE.from_address(base)).cast("B")
         self._size = 0
         self._refresh()
 
@@ -32,9 +36,6 @@ class GuestMemory:
         context = self._store._context()
         memory = ctypes.byref(self._memory._memory)
         self._size = _ffi.wasmtime_memory_data_size(context, memory)
-        base = ctypes.cast(_ffi.wasmtime_memory_data(context, memory), ctypes.c_void_p).value
-        array = (ctypes.c_char * self._size).from_address(base or 0)
-        self._view = memoryview(array).cast("B")
 
     def view(self, address: int, size: int) -> memoryview:
         """Return a writable view of ``size`` bytes at ``address``.

@@ -145,8 +145,11 @@ def _readable(file: File) -> int:
     """Return how many bytes can be read at once; 1 where the kernel does not say."""
     if file.rights & abi.SOCK_ACCEPT:
         return 1  # a connection; FIONREAD of a listening socket is EINVAL
+    if file.filetype == abi.REGULAR_FILE:
+        # FIONREAD counts with a sign and in 32 bits, and a position may lie past the end.
+        return max(0, os.fstat(file.fd).st_size - os.lseek(file.fd, 0, os.SEEK_CUR))
     try:
         count = fcntl.ioctl(file.fd, termios.FIONREAD, bytes(4))
     except OSError:
         return 1
-    return int(struct.unpack("i", count)[0])
+    return max(0, int(struct.unpack("i", count)[0]))

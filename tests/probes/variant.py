@@ -19,14 +19,14 @@ NATIVE = """
 import fcntl, json, os, resource, socket
 from sandbox import spawner, wire
 
-def execute(plan, cell):
+def execute(plan, cell, null):
     flags = {}
     for fd in range(resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
         try:
             flags[fd] = fcntl.fcntl(fd, fcntl.F_GETFD)
         except OSError:
             pass
-    text = json.dumps({"flags": flags, "cell": cell}) + "\\n"
+    text = json.dumps({"flags": flags, "own": [cell, null]}) + "\\n"
     if plan.argv[-1] == "report":
         os.write(1, text.encode())
     for grant in plan.grants:
