@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Mapping
 
-from runner.errors import EXIT_CANNOT_RUN, EXIT_LIMIT, EXIT_NOT_FOUND, WwError
+from runner.errors import EXIT_CANNOT_RUN, EXIT_LIMIT, EXIT_NOT_FOUND, EXIT_USAGE, WwError
 
 # Bytes of the largest cell. The largest in use, CPython with its numeric libraries, has 99 MiB.
 MAX_SIZE = 256 << 20
@@ -32,9 +32,15 @@ def open_cell(address: str, environ: Mapping[str, str]) -> int:
         WwError: 127 if there is no such cell, 126 if it is no file that can be read, 66 if it
             is too large, 2 for a malformed path, 1 if its content is damaged.
     """
+    if not address:
+        raise WwError("CELL", "it is empty", code=EXIT_USAGE)
     if address.startswith(("/ipfs/", "/ipns/")):
         return _from_content(address, environ)
-    path = address if "/" in address else _search(address, environ.get("PATH", os.defpath))
+    path = (
+        address
+        if "/" in address or address in (".", "..")
+        else _search(address, environ.get("PATH", os.defpath))
+    )
     return _from_file(path)
 
 

@@ -2,12 +2,15 @@
 
 import os
 import signal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from runner.errors import EXIT_USAGE, WwError, printable
 from runner.inherited import Inherited
+
+if TYPE_CHECKING:
+    from runner.supervise import Run
 
 # Key of click's context object: whether errors show tracebacks.
 _DEBUG = "debug"
@@ -27,6 +30,9 @@ def run_program(inherited: Inherited) -> int:
         return int(result or 0)
     except click.exceptions.Exit as end:
         return end.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        _write(_STDERR, [error.format_message()])
+        return EXIT_USAGE
     except click.UsageError as error:
         return _report(_usage(error), debug=False)
     except WwError as error:
@@ -34,7 +40,7 @@ def run_program(inherited: Inherited) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
     except OSError as error:
-        where = str(error.filename) if error.filename else "output"
+        where = str(error.filename) if error.filename else "system"
         return _report(WwError(where, error.strerror or str(error)), debug=state[_DEBUG])
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
@@ -100,15 +106,80 @@ def ww() -> None:
     """
 
 
-@ww.command(context_settings={"allow_interspersed_args": False})
-@click.option(
+class _RunCommand(click.Command):
+    """A command with an option whose value is optional.
+
+    click gives such an option the argument that follows it, and here that is the cell.
+    """
+
+    _BARE = "--use-systemd-fds"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Give the bare option its value, wherever it stands before the cell."""
+        values = {name for param in self.params for name in param.opts if not _is_switch(param)}
+        at = 0
+        while at < len(args) and args[at].startswith("-") and args[at] != "--":
+            if args[at] == self._BARE:
+                args[at] = f"{self._BARE}={_SYSTEMD_PREFIX}"
+            at += 2 if args[at] in values else 1
+        return super().parse_args(ctx, args)
+
+
+def _is_switch(param: click.Parameter) -> bool:
+    return isinstance(param, click.Option) and (param.is_flag or param.is_eager)
+
+
+# The names of systemd's descriptors where --use-systemd-fds gives none.
+_SYSTEMD_PREFIX = "listen"
+
+_fd_option = click.option(
     "--fd",
     "fds",
     multiple=True,
     metavar="NAME[=NUM][,KEY=VALUE...]",
     help="Grant the descriptor NUM under a name. Keys: mode (r, w, rw), type (stream, file, "
     "socket), target (the number in the cell; from 10 up if not given), move, cloexec, pathlink "
-    "(true, false). A bare stdin, stdout or stderr names what passes through. Repeatable.",
+    "(true, false). Without =NUM, the keys are for a grant of that name from another flag; stdin, "
+    "stdout and stderr stand for what passes through. Repeatable.",
+)
+
+
+@ww.command(cls=_RunCommand, context_settings={"allow_interspersed_args": False})
+@_fd_option
+@click.option(
+    "--fd-map",
+    "fd_maps",
+    multiple=True,
+    metavar="NAME=TARGET",
+    help="Give a grant, from whatever flag, another number in the cell. Repeatable.",
+)
+@click.option(
+    "--fdctl",
+    "fdctls",
+    multiple=True,
+    metavar="inherit:NUM|PATH[,KEY=VALUE...]",
+    help="Grant NUM as inherit_NUM; or receive descriptors over the unix socket PATH (keys: "
+    "timeout, max, listen). Repeatable.",
+)
+@click.option(
+    "--use-systemd-fds",
+    "systemd",
+    metavar="[=PREFIX]",
+    help=f"Grant what socket activation passed, as PREFIX0, PREFIX1 (default {_SYSTEMD_PREFIX}).",
+)
+@click.option(
+    "--fd-from",
+    "tables",
+    multiple=True,
+    metavar="@FILE|-",
+    help="Read grants from a table of S-expressions. Repeatable; - is stdin.",
+)
+@click.option(
+    "--table-env",
+    "table_env",
+    multiple=True,
+    metavar="NAME",
+    help="Let tables read this variable of ww's environment. Repeatable.",
 )
 @click.option("--fd-verbose", is_flag=True, help="Print one line for each grant on stderr.")
 @click.option("--no-stdio", is_flag=True, help="Give the cell /dev/null as 0, 1 and 2.")
@@ -121,6 +192,14 @@ def ww() -> None:
     help="The user and group id on the host that the cell runs as, if ww runs as root "
     "(default 65534).",
 )
+@click.option("--explain", is_flag=True, help="Print the whole plan and run nothing.")
+@click.option("--json", "as_json", is_flag=True, help="With --explain: as JSON.")
+@click.option(
+    "--status-fd",
+    type=click.IntRange(min=0),
+    metavar="NUM",
+    help="Write what becomes of the run to this descriptor, as JSON lines.",
+)
 @_debug_option
 @click.argument("cell")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -128,16 +207,24 @@ def ww() -> None:
 def run(
     state: dict[str, Any],
     fds: tuple[str, ...],
+    fd_maps: tuple[str, ...],
+    fdctls: tuple[str, ...],
+    systemd: str | None,
+    tables: tuple[str, ...],
+    table_env: tuple[str, ...],
     fd_verbose: bool,
     no_stdio: bool,
     env: tuple[str, ...],
     uid: int | None,
+    explain: bool,
+    as_json: bool,
+    status_fd: int | None,
     cell: str,
     args: tuple[str, ...],
 ) -> int:
-    """Run CELL in a jail, with ARGS and the descriptors granted by --fd.
+    """Run CELL in a jail, with ARGS and the descriptors that flags grant.
 
-    CELL is /ipfs/CID[/PATH], a path with a slash in it, or a name on PATH. It gets its own
+    CELL is /ipfs/CID[/PATH], a path with a slash in it, or a name on PATH. It gets ww's
     stdin, stdout and stderr, the grants, and nothing else: no file, no network, no variable of
     the environment. WW_FDS and WW_FD_<NAME> tell it the numbers.
 
@@ -148,27 +235,61 @@ def run(
     """
     from runner import supervise
     from runner.grants.abi import environment, verbose_lines
-    from runner.grants.flags import parse_fds
-    from runner.grants.plan import build_plan
+    from runner.grants.collect import Sources, collect
+    from runner.status import open_status
 
-    grants = build_plan(parse_fds(fds), state["inherited"], stdio=not no_stdio)
-    what = supervise.Run(
-        address=_text("CELL", cell),
-        args=tuple(_text(f"ARGS #{i}", arg) for i, arg in enumerate(args, 1)),
-        env=tuple(environment(grants, env).items()),
-        grants=grants,
-        **_host_ids(uid),
-        debug=state[_DEBUG],
-    )
-    if fd_verbose:
-        try:
-            _write(_STDERR, verbose_lines(grants))
-        except OSError as error:
-            raise WwError("stderr", f"it cannot be written: {error.strerror}") from error
+    if as_json and not explain:
+        raise click.UsageError("--json goes with --explain")
+    inherited = state["inherited"]
+    status = open_status(status_fd, inherited)
     try:
-        return supervise.run(what, os.environ)
+        with supervise.signals_end():
+            sources = Sources(fds, fd_maps, fdctls, systemd, tables, table_env, not no_stdio)
+            grants = collect(sources, inherited, os.environ)
+            what = supervise.Run(
+                address=_text("CELL", cell),
+                args=tuple(_text(f"ARGS #{i}", arg) for i, arg in enumerate(args, 1)),
+                env=tuple(environment(grants, env).items()),
+                grants=grants,
+                **_host_ids(uid),
+                debug=state[_DEBUG],
+            )
+            if explain:
+                return _explain(what, as_json=as_json)
+            if "-" in tables and any(entry.source == 0 for entry in grants.entries):
+                _warn("--fd-from -: stdin was the table, so the cell's stdin is /dev/null")
+            if fd_verbose:
+                _print_on_stderr(verbose_lines(grants))
+            return supervise.run(what, os.environ, status)
+    except WwError as error:
+        status.failed(error)
+        raise
     except supervise.Ended as end:
+        status.ended_by(end.signal)
         return 128 + end.signal
+
+
+def _explain(what: "Run", *, as_json: bool) -> int:
+    from runner import explain
+
+    _write(_STDOUT, [explain.as_json(what)] if as_json else explain.as_text(what))
+    return 0
+
+
+def _warn(text: str) -> None:
+    _print_on_stderr([f"ww: warning: {printable(text)}"])
+
+
+def _print_on_stderr(lines: list[str]) -> None:
+    """Write what the user asked to see.
+
+    Raises:
+        WwError: If it cannot be written.
+    """
+    try:
+        _write(_STDERR, lines)
+    except OSError as error:
+        raise WwError("stderr", f"it cannot be written: {error.strerror}") from error
 
 
 def _text(where: str, argument: str) -> str:
@@ -233,4 +354,53 @@ def export(cid_version: int, path: str) -> int:
         _write(_STDOUT, [f"/ipfs/{cid}"])
     except OSError as error:
         raise WwError("stdout", f"it cannot be written: {error.strerror}") from error
+    return 0
+
+
+@ww.command("send-fds", context_settings={"allow_interspersed_args": True})
+@_fd_option
+@_debug_option
+@click.argument("path")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def send_fds(
+    state: dict[str, Any], fds: tuple[str, ...], path: str, command: tuple[str, ...]
+) -> int:
+    """Hand descriptors to a waiting ww over the unix socket PATH[,timeout=SECONDS].
+
+    \b
+    ww send-fds ./s --fd db=3 3<>db            to a: ww run --fdctl ./s,listen=true ...
+    ww send-fds ./s --fd db=3 -- CMD... 3<>db  CMD starts a: ww run --fdctl ./s ...
+
+    With a command, ww makes the socket, starts it, sends to the first that connects, and ends
+    with its exit code.
+    """
+    from runner.grants.handoff import send_command
+    from runner.supervise import Ended, signals_end
+
+    try:
+        with signals_end():
+            return send_command(path, fds, command, state["inherited"], os.environ)
+    except Ended as end:
+        return 128 + end.signal
+
+
+@ww.group()
+def grants() -> None:
+    """Work with tables of grants."""
+
+
+@grants.command()
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.option("--table-env", "table_env", multiple=True, metavar="NAME", help="As of ww run.")
+@_debug_option
+@click.argument("file")
+def check(as_json: bool, table_env: tuple[str, ...], file: str) -> int:
+    """Check the table FILE (or -) and print the grants it makes, without running anything.
+
+    Whether the descriptors are open, and allow what is asked, only a run can tell.
+    """
+    from runner.grants.collect import check_table
+
+    _write(_STDOUT, [check_table(file, table_env, os.environ, as_json=as_json)])
     return 0

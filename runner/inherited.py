@@ -38,6 +38,10 @@ class Inherited:
         self.close_on_exec = close_on_exec
         self.nulled = nulled
 
+    def with_received(self, fds: frozenset[int]) -> "Inherited":
+        """Return the same with more sources: what a peer has handed over since."""
+        return Inherited(self.sources | fds, self.close_on_exec - fds, self.nulled)
+
 
 def capture() -> Inherited:
     """Take the inherited descriptors, and keep all of them from every program started later.

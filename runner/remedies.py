@@ -37,7 +37,7 @@ def remedy(step: str, number: int) -> str:
     if step in ("spawner", "id maps") and number == errno.EPERM and _root_of_few_ids():
         return (
             "this root is one of a user namespace that does not have the cell's id: run ww as an "
-            "ordinary user, name an id that it has with --uid, or map more ids"
+            "ordinary user, or map more ids into the namespace"
         )
     if step in ("namespaces", "id maps"):
         return _user_namespaces(number)
@@ -46,8 +46,8 @@ def remedy(step: str, number: int) -> str:
             "parts of /proc are covered here, as in a container, so no new one may be mounted; "
             "run without pathlink, or let the container have an unmasked /proc"
         )
-    if step == "pivot_root" and number == errno.EINVAL:
-        return "ww cannot jail from inside a chroot; run it outside, or make the root a mount point"
+    if step == "limits":
+        return "lift it for ww: ulimit -v unlimited; a cell's memory is limited otherwise"
     if step == "session" and number == errno.EDQUOT:
         return "the user's kernel key quota is used up: raise kernel.keys.maxkeys with sysctl"
     return ""
@@ -62,6 +62,8 @@ def _root_of_few_ids() -> bool:
 def _user_namespaces(number: int) -> str:
     if number == errno.ENOSYS:
         return "a container's seccomp profile hides clone3, or Linux is older than 5.3"
+    if number == errno.EPERM and not _root_is_mounted():
+        return "ww is in a chroot, where no user namespace may be made: run it outside"
     for path, (value, hint) in _SYSCTL.items():
         if _read(path) == value:
             return hint
@@ -70,6 +72,11 @@ def _user_namespaces(number: int) -> str:
     if number == errno.ENOSPC:
         return "too many namespaces exist already, or nesting is forbidden here"
     return ""
+
+
+def _root_is_mounted() -> bool:
+    """Tell whether the root directory is a mount point, as it is but in a chroot."""
+    return any(line.split()[4] == "/" for line in _read("/proc/self/mountinfo").splitlines())
 
 
 def _read(path: str) -> str:

@@ -1,10 +1,11 @@
 """One run of one cell, from the frozen plan to the exit code."""
 
+import fcntl
 import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
@@ -18,6 +19,7 @@ from runner.errors import (
     printable,
 )
 from runner.grants.plan import GrantPlan
+from runner.status import Status
 from sandbox import Grant, Outcome, Plan, Spawner, SpawnerError
 
 # The signals that ask a program to end; ww ends its cell first.
@@ -58,7 +60,7 @@ class Ended(BaseException):
         self.signal = number
 
 
-def run(what: Run, environ: Mapping[str, str]) -> int:
+def run(what: Run, environ: Mapping[str, str], status: Status) -> int:
     """Run a cell and return the exit code for it.
 
     The spawner starts first and gets ready while the cell is looked for. Whatever happens, it
@@ -67,10 +69,11 @@ def run(what: Run, environ: Mapping[str, str]) -> int:
     Args:
         what: The run.
         environ: ww's own environment.
+        status: Where events go.
 
     Raises:
         WwError: If no cell came to run, or it ended in another way than by itself.
-        Ended: After the cell was killed because of a signal.
+        Ended: After the cell was killed because of a signal, inside :func:`signals_end`.
     """
     plan = Plan(
         grants=what.grants.grants,
@@ -79,19 +82,27 @@ def run(what: Run, environ: Mapping[str, str]) -> int:
         uid=what.uid,
         gid=what.gid,
     )
-    with _signals_end():
-        spawner = _start(cache_home(environ), debug=what.debug)
-        try:
-            cell = open_cell(what.address, environ)
-            sources = [_source(*entry) for entry in what.grants.entries]
-            outcome = spawner.run(plan, cell, sources, lambda: _give_up_moved(what.grants))
-        except SpawnerError as error:
-            raise WwError(
-                "spawner", str(error), hint="run 'ww run --debug' to see why", code=EXIT_FAILURE
-            ) from error
-        finally:
-            spawner.close()
-    return exit_code(what.address, outcome)
+    status.start(what.address)
+    status.grants(what.grants)
+    spawner = _start(cache_home(environ), debug=what.debug)
+    try:
+        cell = open_cell(what.address, environ)
+        sources = [_source(e.grant, e.source) for e in what.grants.entries]
+        with _flags_kept(sources):
+            outcome = spawner.run(plan, cell, sources, lambda: _give_up(cell, what.grants))
+    except SpawnerError as error:
+        raise WwError(
+            "spawner", str(error), hint="run 'ww run --debug' to see why", code=EXIT_FAILURE
+        ) from error
+    finally:
+        spawner.close()
+    try:
+        code = exit_code(what.address, outcome)
+    except WwError as error:
+        status.ended(outcome, error.code)
+        raise
+    status.ended(outcome, code)
+    return code
 
 
 def cache_home(environ: Mapping[str, str]) -> str | None:
@@ -122,13 +133,33 @@ def _source(grant: Grant, number: int | None) -> int:
     return os.open("/dev/null", flags | os.O_CLOEXEC)
 
 
-def _give_up_moved(grants: GrantPlan) -> None:
-    """Close ww's own copies of what was moved.
+@contextmanager
+def _flags_kept(sources: list[int]) -> Iterator[None]:
+    """Put back the flags of open files that a cell has changed.
+
+    They belong to the open file and not to the descriptor: a terminal that stays non-blocking
+    would confuse the shell that it is shared with.
+    """
+    before = {fd: fcntl.fcntl(fd, fcntl.F_GETFL) for fd in sources}
+    try:
+        yield
+    finally:
+        for fd, flags in before.items():
+            # What was moved is closed, and was its receiver's to change.
+            with suppress(OSError):
+                if fcntl.fcntl(fd, fcntl.F_GETFL) != flags:
+                    fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+
+
+def _give_up(cell: int, grants: GrantPlan) -> None:
+    """Close ww's own copies of the cell and of what was moved.
 
     Standard descriptors become /dev/null: the next file ww opens must not take their place.
     """
-    for grant, source in grants.entries:
-        if not grant.move or source is None:
+    os.close(cell)
+    for entry in grants.entries:
+        source = entry.source
+        if not entry.grant.move or source is None:
             continue
         if source > 2:
             os.close(source)
@@ -139,7 +170,7 @@ def _give_up_moved(grants: GrantPlan) -> None:
 
 
 @contextmanager
-def _signals_end() -> Iterator[None]:
+def signals_end() -> Iterator[None]:
     """Turn the first ending signal into :class:`Ended`, and ignore those that follow it.
 
     A signal that ww was started to ignore (nohup(1), a background job) stays ignored.

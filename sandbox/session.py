@@ -34,10 +34,13 @@ def _forbid_core_dumps() -> None:
     """Keep the cell's memory, and ptrace(2), out of others' reach.
 
     RLIMIT_CORE is 1 and not 0, because a core_pattern that pipes ignores 0 and stops at 1
-    (fs/coredump.c); no core file fits into one byte either.
+    (fs/coredump.c); no core file fits into one byte either. Where the caller's limit is 0 already
+    it stays so, and being not dumpable has to do.
     """
     prctl.set_dumpable(0)
-    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    most = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    limit = 1 if most == resource.RLIM_INFINITY else min(1, most)
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
 
 
 def prefer_as_oom_victim(process: str) -> None:

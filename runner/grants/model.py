@@ -7,8 +7,12 @@ from sandbox import FdType, Mode
 MODES: Final[dict[str, Mode]] = {"r": "r", "w": "w", "rw": "rw"}
 TYPES: Final[dict[str, FdType]] = {"stream": "stream", "file": "file", "socket": "socket"}
 NAME_LENGTH: Final = 63
+NAME_HINT: Final = (
+    f"a name is an ASCII letter, then letters, digits, '_' and '-', at most {NAME_LENGTH} in all"
+)
 NUMBER_LENGTH: Final = 7
 
+_SHOWN_LENGTH = 70  # more of a hostile value than a name can have tells nobody anything
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _DIGITS = frozenset("0123456789")
 _NAME_CHARACTERS = _LETTERS | _DIGITS | {"_", "-"}
@@ -71,3 +75,8 @@ def number(text: str) -> int | None:
 def environment_key(name: str) -> str:
     """The part of ``WW_FD_<KEY>`` that stands for a name: ``my-db`` gives ``MY_DB``."""
     return name.upper().replace("-", "_")
+
+
+def shown(text: str) -> str:
+    """Return a piece of the user's text for an error, cut where it stops being useful."""
+    return f"'{text}'" if len(text) <= _SHOWN_LENGTH else f"'{text[:_SHOWN_LENGTH]}...'"

@@ -26,10 +26,21 @@ class PlannedGrant(NamedTuple):
         grant: What the jail is told.
         source: The descriptor; None for /dev/null, which whoever carries the plan out opens
             with the grant's mode. Only stdio under ``--no-stdio`` is like that.
+        origin: Where it was asked for, or the name of what passes through.
+        actual: The mode that the descriptor is open for.
+        what: What it is, in words.
     """
 
     grant: Grant
     source: int | None
+    origin: str
+    actual: Mode
+    what: str
+
+    @property
+    def kernel_enforces(self) -> bool:
+        """Whether the descriptor itself allows no more than was granted."""
+        return self.grant.mode == self.actual
 
 
 class GrantPlan(NamedTuple):
@@ -76,8 +87,7 @@ def build_plan(
     for request, target in zip(asked, targets, strict=True):
         if request.source not in known:
             known[request.source] = _inspect(request.origin, request.source, inherited)
-        grant = _grant(request, target, known[request.source])
-        entries.append(PlannedGrant(grant, request.source))
+        entries.append(_grant(request, target, known[request.source]))
     for number in sorted(set(STDIO).difference(targets)):
         entries.append(_pass_through(number, inherited) if stdio else _null(number))
     return GrantPlan(tuple(sorted(entries, key=lambda entry: entry.grant.target)))
@@ -113,7 +123,7 @@ def _inspect(origin: str, source: int, inherited: Inherited, *, nulled: bool = F
     )
 
 
-def _grant(request: Request, target: int, source: Descriptor) -> Grant:
+def _grant(request: Request, target: int, source: Descriptor) -> PlannedGrant:
     """Hold that mode and type are the source's, or less."""
     if source.mode is None or source.refusal:
         raise WwError(
@@ -122,7 +132,7 @@ def _grant(request: Request, target: int, source: Descriptor) -> Grant:
             hint="grant a file, a stream or a socket in its place",
             code=EXIT_GRANT,
         )
-    return Grant(
+    grant = Grant(
         target=target,
         name=request.name,
         mode=_mode(request, source.mode, source.what),
@@ -131,6 +141,7 @@ def _grant(request: Request, target: int, source: Descriptor) -> Grant:
         cloexec=request.cloexec,
         pathlink=request.pathlink,
     )
+    return PlannedGrant(grant, request.source, request.origin, source.mode, source.what)
 
 
 def _mode(request: Request, actual: Mode, what: str) -> Mode:
@@ -170,14 +181,25 @@ def _pass_through(number: int, inherited: Inherited) -> PlannedGrant:
             hint=f"redirect it, grant something else with target={number}, or use --no-stdio",
             code=EXIT_GRANT,
         )
-    grant = Grant(target=number, name=None, mode=found.mode, type=found.types[0])
-    return PlannedGrant(grant, number)
+    kind = found.types[0]
+    grant = Grant(target=number, name=None, mode=_usual(number, found.mode, kind), type=kind)
+    return PlannedGrant(grant, number, name, found.mode, found.what)
+
+
+def _usual(number: int, actual: Mode, kind: FdType) -> Mode:
+    """Return what passing through means for one of 0, 1, 2: input is read, output is written.
+
+    A terminal is open for both at all three, and who redirects stdin does not expect that what
+    is typed can be read from stderr. A socket is what an inetd passes, for both.
+    """
+    usual = _NULL_MODES[number]
+    return usual if kind != "socket" and usual in actual else actual
 
 
 def _null(number: int) -> PlannedGrant:
     """Plan /dev/null, a character device and so a stream, as one of 0, 1, 2."""
     grant = Grant(target=number, name=None, mode=_NULL_MODES[number], type="stream")
-    return PlannedGrant(grant, None)
+    return PlannedGrant(grant, None, "--no-stdio", grant.mode, "/dev/null")
 
 
 def _a(what: str) -> str:

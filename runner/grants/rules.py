@@ -17,6 +17,10 @@ ROOT_DIRECTORY: Final = 3
 # Names the jail's root may hold for itself, so that no pathlink can have them.
 _ROOT_NAMES: Final = {"proc": "it would hide the /proc that pathlinks lead through"}
 
+# Descriptors beside the grants that the process which becomes the cell has for a moment: 0 to 2,
+# the line to the spawner and its connection, the cell, what it needs to set up the table.
+HEADROOM: Final = 20
+
 STDIO_NAMES: Final = ("stdin", "stdout", "stderr")
 
 
@@ -142,8 +146,16 @@ def assign_targets(requests: Sequence[Request], limit: int) -> list[int]:
     """Give each request its number; explicit ones keep theirs, whatever the order.
 
     Raises:
-        WwError: With code 65 if the numbers run out.
+        WwError: With code 65 if the numbers run out, or there are more grants than ww can hold.
     """
+    if len(requests) + HEADROOM > limit:
+        raise WwError(
+            requests[-1].origin,
+            f"{len(requests)} grants are too many: ww may have {limit} descriptors open, and needs"
+            f" {HEADROOM} itself",
+            hint="grant fewer, or raise the hard limit on open files (ulimit -Hn)",
+            code=EXIT_GRANT,
+        )
     taken = {request.target for request in requests}
     following = FIRST_AUTOMATIC_TARGET
     targets = []

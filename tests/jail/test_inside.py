@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import wasmtime
 
-from tests.conftest import BuildFunction, Ww
+from tests.conftest import EXAMPLES, BuildFunction, Ww
 from tests.jail.inside import report, running, variant, when_in_jail
 
 ALL_ZERO = "0" * 16
@@ -68,6 +68,20 @@ def test_the_session_is_its_own_without_a_terminal(inside: dict[str, Any]) -> No
 def test_no_core_is_dumped_and_no_memory_locked(inside: dict[str, Any]) -> None:
     assert inside["rlimits"]["CORE"] == [1, 1]
     assert inside["rlimits"]["MEMLOCK"] == [0, 0]
+
+
+def test_a_caller_without_core_dumps_can_run_cells(ww_account: Ww) -> None:
+    # As under LimitCORE=0 of a systemd unit: the hard limit cannot be raised to the usual 1.
+    hello = EXAMPLES / "hello" / "hello.wasm"
+    done = ww_account.shell(f"ulimit -Hc 0; exec ww run {hello}")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_caller_with_too_little_address_space_is_told_so(ww_account: Ww) -> None:
+    hello = EXAMPLES / "hello" / "hello.wasm"
+    done = ww_account.shell(f"ulimit -v 6000000; exec ww run {hello}")
+    assert done.returncode == 67
+    assert done.stderr.startswith(b"ww: error: jail: limits: the address space is limited to ")
 
 
 def test_the_kernel_kills_it_with_its_spawner(inside: dict[str, Any]) -> None:

@@ -321,3 +321,18 @@ def test_standard_descriptors_can_be_waited_for(ww: Ww, c_cell: BuildFunction) -
         # stdin is /dev/null here, and stdout too.
         assert events_of(cell.poll(Ready(1, EV_READ, 0)))[0][:3] == (1, OK, EV_READ)
         assert events_of(cell.poll(Ready(1, EV_WRITE, 1)))[0][:3] == (1, OK, EV_WRITE)
+
+
+def test_a_position_past_the_end_leaves_nothing_to_read(own: Granted) -> None:
+    for position in (1 << 20, 1 << 40):
+        assert own.cell.seek(10, position) == (OK, position)
+        (event,) = events_of(own.cell.poll(Ready(7, EV_READ, 10)))
+        assert (event.userdata, event.error, event.nbytes) == (7, OK, 0)
+
+
+def test_more_than_32_bits_to_read_are_told_as_they_are(ww: Ww, c_cell: BuildFunction) -> None:
+    path = ww.file("sparse")
+    os.truncate(path, 5 << 30)
+    with remote(ww, c_cell("remote"), "--fd", "f=3", fds={3: path}) as cell:
+        (event,) = events_of(cell.poll(Ready(7, EV_READ, 10)))
+    assert event.nbytes == 5 << 30

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import pty
 import re
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import BuildFunction, Ww
+from tests.conftest import EXAMPLES, PROBES, BuildFunction, Ww
 from tests.wasi.remote_cell import (
     EBADF,
     FT_CHARACTER,
@@ -312,3 +313,24 @@ def test_dev_null_is_a_character_device_without_an_end(ww: Ww, c_cell: BuildFunc
             assert (found.filetype, found.size) == (FT_CHARACTER, 0)
     finally:
         os.close(null)
+
+
+def test_what_libraries_write_to_stderr_does_not_reach_a_grant_there(ww: Ww) -> None:
+    # As the engine does when memory runs out while it compiles what the cell gave it.
+    patch = """
+import os
+from sandbox.wasi.cell import CellHost
+load = CellHost._load
+def noisy(self, cell):
+    os.write(1, b"BROKEN")
+    os.write(2, b"BROKEN")
+    return load(self, cell)
+CellHost._load = noisy
+"""
+    given = ww.file("given", b"unchanged")
+    command = [sys.executable, str(PROBES / "variant.py"), patch, "run"]
+    flags = ["--fd", "x=3,mode=r,target=2", "--fd", "y=4,mode=r,target=1"]
+    hello = EXAMPLES / "hello" / "hello.wasm"
+    with given.open("r+b") as one, given.open("r+b") as other:
+        ww.call([*command, *flags, hello], fds={3: one, 4: other})
+    assert given.read_bytes() == b"unchanged"

@@ -21,6 +21,7 @@ from tests.wasi.remote_cell import (
     ATIM,
     ATIM_NOW,
     DSYNC,
+    EACCES,
     EBADF,
     EINVAL,
     ENOTCAPABLE,
@@ -34,6 +35,7 @@ from tests.wasi.remote_cell import (
     SEEK_END,
     SEEK_SET,
     SYNC,
+    TRUNC,
     Errno,
     R,
     Remote,
@@ -404,6 +406,9 @@ def test_an_append_only_grant_cannot_overwrite(ww: Ww, c_cell: BuildFunction, pa
         assert cell.raw("fd_fdstat_set_flags", 20, APPEND) == OK
         assert cell.seek(20, 0) == (OK, 0)
         assert cell.write(20, b"1") == (OK, 1)
+        # Nor can it be cut, by a call or by opening it so.
+        assert cell.raw("fd_filestat_set_size", 20, 0) == ENOTCAPABLE
+        assert cell.open("log", ALL_RIGHTS & ~R, oflags=TRUNC)[0] == EACCES
         # Opened by its name it is the same; renumbered too.
         errno, number = cell.open("log", ALL_RIGHTS & ~R)
         assert errno == OK
@@ -416,6 +421,25 @@ def test_an_append_only_grant_cannot_overwrite(ww: Ww, c_cell: BuildFunction, pa
         assert cell.write(20, b"2") == (OK, 1)
         cell.pwrite(20, 0, b"3")  # Linux appends, whatever the offset: pwrite(2), BUGS
         assert path.read_bytes() == CONTENT + b"123"
+
+
+def test_a_grant_for_reading_cannot_decide_where_others_write(
+    ww: Ww, c_cell: BuildFunction, host: int
+) -> None:
+    with remote(ww, c_cell("remote"), "--fd", "f=3,mode=r", fds={3: host}) as cell:
+        assert cell.raw("fd_fdstat_set_flags", 10, APPEND) == EBADF
+    assert not fcntl.fcntl(host, fcntl.F_GETFL) & os.O_APPEND
+
+
+def test_flags_that_a_cell_has_changed_are_put_back_when_it_ends(
+    ww: Ww, c_cell: BuildFunction, host: int
+) -> None:
+    before = fcntl.fcntl(host, fcntl.F_GETFL)
+    with remote(ww, c_cell("remote"), "--fd", "f=3", fds={3: host}) as cell:
+        assert cell.raw("fd_fdstat_set_flags", 10, APPEND | NONBLOCK) == OK
+        assert fcntl.fcntl(host, fcntl.F_GETFL) == before | os.O_APPEND | os.O_NONBLOCK
+        assert cell.end() == 0
+    assert fcntl.fcntl(host, fcntl.F_GETFL) == before
 
 
 def test_after_close_the_number_is_nothing(ww: Ww, c_cell: BuildFunction, host: int) -> None:

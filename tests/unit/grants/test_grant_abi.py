@@ -13,7 +13,9 @@ STDIO = [Grant(n, None, mode, "stream") for n, mode in enumerate(("r", "w", "w")
 
 
 def plan(*grants: Grant) -> GrantPlan:
-    return GrantPlan(tuple(PlannedGrant(grant, 7) for grant in [*STDIO, *grants]))
+    return GrantPlan(
+        tuple(PlannedGrant(grant, 7, "o", grant.mode, "file") for grant in [*STDIO, *grants])
+    )
 
 
 NOTHING = plan()
@@ -41,7 +43,7 @@ def test_stdio_that_passes_through_is_not_in_the_table() -> None:
 
 
 def test_a_granted_standard_descriptor_is_in_the_table() -> None:
-    granted = GrantPlan((PlannedGrant(Grant(0, "stdin", "r", "stream"), 0),))
+    granted = GrantPlan((PlannedGrant(Grant(0, "stdin", "r", "stream"), 0, "o", "r", "pipe"),))
     assert fds_table(granted) == '((stdin (fd 0) (mode "r") (type "stream")))'
     assert environment(granted)["WW_FD_STDIN"] == "0"
 

@@ -27,9 +27,12 @@ try:
     exec(after)
     import fcntl, json
     from runner.grants.flags import parse_fds
+    from runner.grants.merge import merge
     from runner.grants.plan import build_plan
     stdio = "--no-stdio" not in flags
-    plan = build_plan(parse_fds([f for f in flags if f != "--no-stdio"]), inherited, stdio=stdio)
+    plan = build_plan(
+        merge(*parse_fds([f for f in flags if f != "--no-stdio"])), inherited, stdio=stdio
+    )
     result = {
         "sources": sorted(inherited.sources),
         "close_on_exec": sorted(inherited.close_on_exec),
@@ -182,9 +185,13 @@ def test_without_stdio_the_standard_descriptors_are_not_asked_about(run: Runner)
     assert [entry[-1] for entry in result["entries"]] == [None, None, None]
 
 
-def test_stdio_passes_through_with_the_mode_the_kernel_says(run: Runner) -> None:
-    result = run(shell="0</dev/null 1>/dev/null 2<>/dev/null")
-    assert [entry[2] for entry in result["entries"]] == ["r", "w", "rw"]
+def test_stdio_passes_through_for_reading_and_writing_as_it_is_open(run: Runner) -> None:
+    result = run(shell="0<>/dev/null 1>/dev/null 2<>/dev/null")
+    assert [entry[2] for entry in result["entries"]] == ["r", "w", "w"]
+    other = run(shell="0>/dev/null 1</dev/null 2<>/dev/null")
+    assert [entry[2] for entry in other["entries"]] == ["w", "r", "w"]
+    widened = run("stderr,mode=rw", shell="0</dev/null 1>/dev/null 2<>/dev/null")
+    assert widened["entries"][2][2] == "rw"
     assert [entry[1] for entry in result["entries"]] == [None, None, None]
 
 
@@ -223,7 +230,7 @@ def test_too_many_grants_for_the_hard_limit_are_refused(run: Runner) -> None:
     result = run(*flags, shell="5</dev/null", before=limit)
     assert result["code"] == 65
     assert "300 grants" in result["error"]
-    assert len(run(*flags[:246], shell="5</dev/null", before=limit)["entries"]) == 249
+    assert len(run(*flags[:236], shell="5</dev/null", before=limit)["entries"]) == 239
     assert run("a=5,target=256", shell="5</dev/null", before=limit)["code"] == 2
     assert run("a=5,target=255", shell="5</dev/null", before=limit)["entries"][-1][0] == 255
 

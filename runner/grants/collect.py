@@ -1,0 +1,190 @@
+"""Every source of grants, read and frozen into one plan.
+
+This is what ``ww run`` does with its flags, and what a program may do with the same values::
+
+    plan = collect(Sources(fds=("db=3,mode=r",)), capture(), os.environ)
+"""
+
+import os
+from collections.abc import Iterable, Mapping, MutableMapping, Set
+from typing import Final, NamedTuple
+
+from runner.errors import EXIT_GRANT, EXIT_USAGE, WwError
+from runner.grants.flags import parse_fds, parse_maps
+from runner.grants.merge import merge
+from runner.grants.model import Request
+from runner.grants.plan import GrantPlan, build_plan
+from runner.inherited import Inherited
+
+_STDIN: Final = "-"
+
+
+class Sources(NamedTuple):
+    """Where grants come from: the values of the flags of ``ww run``.
+
+    Attributes:
+        fds: Of ``--fd``.
+        maps: Of ``--fd-map``.
+        fdctls: Of ``--fdctl``.
+        systemd: The prefix of ``--use-systemd-fds``; None without the flag.
+        tables: Of ``--fd-from``.
+        table_env: Of ``--table-env``: the variables that tables may see.
+        stdio: Whether 0, 1 and 2 pass through.
+    """
+
+    fds: tuple[str, ...] = ()
+    maps: tuple[str, ...] = ()
+    fdctls: tuple[str, ...] = ()
+    systemd: str | None = None
+    tables: tuple[str, ...] = ()
+    table_env: tuple[str, ...] = ()
+    stdio: bool = True
+
+
+def collect(sources: Sources, inherited: Inherited, environ: MutableMapping[str, str]) -> GrantPlan:
+    """Read all sources, merge them, and freeze the plan.
+
+    What can be checked without waiting comes first, and a peer that hands over descriptors last.
+    A table on standard input leaves /dev/null there.
+
+    Args:
+        sources: What the flags say.
+        inherited: What ww was started with.
+        environ: The environment of this process; systemd's variables are removed from it.
+
+    Raises:
+        WwError: With code 2 or 65, as each source says.
+    """
+    requests, decorations = parse_fds(sources.fds)
+    mappings = parse_maps(sources.maps)
+    _check_tables(sources.tables)
+    aliases: dict[str, str] = {}
+    activated: tuple[Request, ...] = ()
+    if sources.systemd is not None:
+        from runner.grants.systemd import take_listen_fds
+
+        activated, aliases = take_listen_fds(environ, inherited, sources.systemd)
+    table_requests: list[Request] = []
+    validators = []
+    if sources.tables:
+        from runner.grants.tables import read_table
+
+        variables = {name: environ[name] for name in sources.table_env if name in environ}
+        for table in sources.tables:
+            read = read_table(*_read(table), variables)
+            table_requests += read.requests
+            validators += read.validators
+    received: frozenset[int] = frozenset()
+    handed: list[Request] = []
+    inherited_by_flag: list[Request] = []
+    if sources.fdctls:
+        from runner.grants.handoff import parse_fdctl, receive
+
+        for channel in [parse_fdctl(v, f"--fdctl #{i}") for i, v in enumerate(sources.fdctls, 1)]:
+            if isinstance(channel, Request):
+                handed.append(channel)
+                inherited_by_flag.append(channel)
+                continue
+            got = receive(channel)
+            handed += got.requests
+            received |= got.sources
+    named = [*requests, *activated, *table_requests, *inherited_by_flag]
+    _hold_apart(named, received)
+    merged = merge(
+        [*requests, *handed, *activated, *table_requests], decorations, mappings, aliases
+    )
+    plan = build_plan(merged, inherited.with_received(received), stdio=sources.stdio)
+    if validators:
+        from runner.grants.tables import Facts
+
+        for entry in plan.entries:
+            grant = entry.grant
+            if grant.name is None or entry.source is None:
+                continue
+            facts = Facts(grant.name, entry.source, grant.mode, grant.type, grant.target)
+            for validator in validators:
+                validator.check(facts, entry.origin)
+    return plan
+
+
+def _hold_apart(named: Iterable[Request], received: Set[int]) -> None:
+    """Hold that nobody names by its number what a peer has handed over since.
+
+    Raises:
+        WwError: With code 65: what was not inherited is not open, as far as flags can see.
+    """
+    for request in named:
+        if request.source in received:
+            raise WwError(
+                request.origin,
+                f"fd {request.source} is not open",
+                hint=f"open it for ww, in a shell with {request.source}<FILE",
+                code=EXIT_GRANT,
+            )
+
+
+def check_table(
+    table: str, table_env: tuple[str, ...], environ: Mapping[str, str], *, as_json: bool
+) -> str:
+    """Read a table and hold it against all rules that need no descriptor.
+
+    Args:
+        table: ``@FILE``, ``FILE`` or ``-``.
+        table_env: The variables that it may see.
+        environ: The environment of this process.
+        as_json: Return a JSON array of its grants, in place of a table.
+
+    Raises:
+        WwError: With code 2, where it is wrong.
+    """
+    from runner.grants.rules import check_requests, target_limit
+    from runner.grants.tables import print_table, read_table
+
+    variables = {name: environ[name] for name in table_env if name in environ}
+    requests = read_table(*_read(table), variables).requests
+    check_requests(requests, target_limit(), stdio=False)
+    if not as_json:
+        return print_table(requests).rstrip()
+    import json
+
+    return json.dumps([request._asdict() for request in requests], indent=2)
+
+
+def _check_tables(tables: tuple[str, ...]) -> None:
+    if tables.count(_STDIN) > 1:
+        raise WwError(
+            "--fd-from",
+            "standard input is given twice",
+            hint="it can be read once; give the other table as @FILE",
+            code=EXIT_USAGE,
+        )
+
+
+def _read(table: str) -> tuple[bytes, str]:
+    """Return a table's bytes, at most one more than there may be, and its name for errors."""
+    from runner.grants.reader import MAX_BYTES
+
+    if table == _STDIN:
+        data = _read_all(0, MAX_BYTES + 1)
+        null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        os.dup2(null, 0, inheritable=False)
+        os.close(null)
+        return data, "<stdin>"
+    path = table.removeprefix("@")
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+        try:
+            return _read_all(fd, MAX_BYTES + 1), path
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise WwError(
+            path, f"the table cannot be read: {error.strerror}", code=EXIT_USAGE
+        ) from None
+
+
+def _read_all(fd: int, most: int) -> bytes:
+    data = b""
+    while len(data) < most and (more := os.read(fd, most - len(data))):
+        data += more
+    return data
