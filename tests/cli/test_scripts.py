@@ -110,9 +110,7 @@ def test_build_cells_notices_a_difference(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "build").iterdir()) == ["zig"]
 
 
-@pytest.mark.parametrize(
-    "folder", sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir())
-)
+@pytest.mark.parametrize("folder", sorted({path.parent.name for path in EXAMPLES.glob("*/*.c")}))
 def test_example_is_complete(folder: str) -> None:
     example = EXAMPLES / folder
     assert (example / "README.md").read_text().startswith(f"# {folder}\n")
