@@ -162,10 +162,18 @@ jail.enter = untied
         running(ww_account, [*variant(patch), "run", str(hello)]) as (ww, spawner, cell),
     ):
         when_in_jail(cell)
-        time.sleep(0.2)  # until ww has been told; too early, and the cell's own check is tested
+        # ww has a pidfd of the spawner from the start, and one of the cell when it is told.
+        deadline = time.monotonic() + 30
+        while _pidfds(ww.pid) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
         os.kill(spawner, signal.SIGKILL)
         ww.communicate(timeout=30)
         assert ww.returncode == 1
+
+
+def _pidfds(pid: int) -> int:
+    folder = f"/proc/{pid}/fd"
+    return sum("pidfd" in os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder))
 
 
 def test_an_outcome_that_is_none_is_not_believed(ww: Ww, hello: Path) -> None:
