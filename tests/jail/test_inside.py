@@ -238,6 +238,14 @@ def test_its_host_id_is_unprivileged_and_never_roots(ww_account: Ww, probe: Path
     assert sorted(map(int, status["Groups"])) == sorted(kept_groups(ww_account))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can have groups that it may drop")
+def test_roots_supplementary_groups_are_dropped(ww: Ww, probe: Path) -> None:
+    groups = ["setpriv", "--groups", "4,24,27"]
+    with running(ww, [*groups, *variant("native"), "run", str(probe), "sleep", "60"]) as found:
+        when_in_jail(found[2])
+        assert _status(found[2])["Groups"] == []
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can choose the cell's id")
 def test_root_chooses_the_host_id(ww: Ww, probe: Path) -> None:
     with running(
