@@ -122,7 +122,12 @@ class _RunCommand(click.Command):
             if args[at] == self._BARE:
                 args[at] = f"{self._BARE}={_SYSTEMD_PREFIX}"
             at += 2 if args[at] in values else 1
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            # click's parser does not say which command an option without its value is of.
+            error.ctx = error.ctx or ctx
+            raise
 
 
 def _is_switch(param: click.Parameter) -> bool:

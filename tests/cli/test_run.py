@@ -302,6 +302,12 @@ def test_a_wrong_flag_or_grant_is_an_error_of_one_line(
     assert words in line
 
 
+def test_a_flag_without_its_value_is_the_commands_error(ww: Ww) -> None:
+    done = ww.run("run", "--fd")
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"ww: error: ww run: Option '--fd' requires an argument")
+
+
 def test_no_traceback_is_shown_but_with_debug(ww: Ww) -> None:
     plain = ww.run("run", "./missing.wasm")
     assert b"Traceback" not in plain.stderr
