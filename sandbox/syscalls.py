@@ -6,6 +6,7 @@ those of the kernel's headers. This is the only module that declares C functions
 """
 
 import ctypes
+import errno
 import os
 import struct
 
@@ -19,11 +20,15 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+CLONE_INTO_CGROUP = 0x200000000
+CLONE_INTO_CGROUP = 0x200000000
 
 # include/uapi/linux/mount.h
 MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
+OPEN_TREE_CLONE = 0x1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 FSOPEN_CLOEXEC = 0x1
 FSMOUNT_CLOEXEC = 0x1
 FSCONFIG_SET_STRING = 1
@@ -37,6 +42,15 @@ MOUNT_ATTR_NOEXEC = 0x8
 # include/uapi/linux/fcntl.h
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+
+# include/uapi/linux/openat2.h
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+
+# include/uapi/linux/landlock.h
+LANDLOCK_CREATE_RULESET_VERSION = 0x1
+LANDLOCK_RULE_PATH_BENEATH = 1
 
 # include/uapi/linux/prctl.h
 PR_CAPBSET_READ = 23
@@ -48,22 +62,45 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 # include/uapi/linux/keyctl.h
 KEYCTL_JOIN_SESSION_KEYRING = 1
 
+# include/uapi/linux/seccomp.h
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_FLAG_TSYNC = 1
+
 # include/uapi/linux/capability.h
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 # Since 5.1 every architecture uses the same numbers for new calls; the two older ones differ
 # (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h).
 _OLD_NUMBERS = {
-    "x86_64": {"pivot_root": 155, "keyctl": 250, "capget": 125, "capset": 126},
-    "aarch64": {"pivot_root": 41, "keyctl": 219, "capget": 90, "capset": 91},
+    "x86_64": {
+        "pivot_root": 155,
+        "keyctl": 250,
+        "capget": 125,
+        "capset": 126,
+        "seccomp": 317,
+        "getdents64": 217,
+    },
+    "aarch64": {
+        "pivot_root": 41,
+        "keyctl": 219,
+        "capget": 90,
+        "capset": 91,
+        "seccomp": 277,
+        "getdents64": 61,
+    },
 }
 _NUMBERS = {
+    "open_tree": 428,
     "move_mount": 429,
     "fsopen": 430,
     "fsconfig": 431,
     "fsmount": 432,
     "clone3": 435,
+    "openat2": 437,
     "mount_setattr": 442,
+    "landlock_create_ruleset": 444,
+    "landlock_add_rule": 445,
+    "landlock_restrict_self": 446,
     **_OLD_NUMBERS.get(os.uname().machine, {}),
 }
 
@@ -116,7 +153,7 @@ class _CloneArgs(ctypes.Structure):
     )
 
 
-def fork_into(namespaces: int) -> tuple[int, int]:
+def fork_into(namespaces: int, cgroup: int | None = None) -> tuple[int, int]:
     """Fork, with the child in new namespaces from its first instruction; see clone3(2).
 
     Only a process with a single thread may do this (CLONE_NEWUSER is EINVAL otherwise, and
@@ -125,6 +162,8 @@ def fork_into(namespaces: int) -> tuple[int, int]:
 
     Args:
         namespaces: CLONE_NEW* flags.
+        cgroup: A descriptor of the version 2 control group that the child is in from then on too;
+            ``None`` for the caller's.
 
     Returns:
         In the parent, the child's pid and a pidfd for it (close-on-exec); in the child,
@@ -134,9 +173,14 @@ def fork_into(namespaces: int) -> tuple[int, int]:
         OSError: As clone3(2) says; ENOSYS below Linux 5.3 and under container profiles
             that hide the call.
     """
+    if not namespaces and cgroup is None:
+        # Where clone3 is hidden from us, this is not.
+        pid = os.fork()
+        return pid, os.pidfd_open(pid) if pid else -1
     pidfd = ctypes.c_int(-1)
     args = _CloneArgs(
-        flags=namespaces | CLONE_PIDFD,
+        flags=namespaces | CLONE_PIDFD | (0 if cgroup is None else CLONE_INTO_CGROUP),
+        cgroup=cgroup or 0,
         pidfd=ctypes.addressof(pidfd),
         exit_signal=17,  # SIGCHLD: what wait(2) expects
     )
@@ -213,15 +257,51 @@ def move_mount(mount: int, directory: int, path: str) -> None:
     _syscall("move_mount", mount, b"", directory, path.encode(), MOVE_MOUNT_F_EMPTY_PATH, path=path)
 
 
-def mount_setattr(mount: int, add: int) -> None:
+def open_tree_clone(directory: int) -> int:
+    """Copy the mount that a directory lies in, from there down, with all below; open_tree(2).
+
+    Returns:
+        A descriptor of the copy's root, close-on-exec; the copy is attached nowhere, and is gone
+        when it is closed before it was moved to a place.
+
+    Raises:
+        OSError: EINVAL for a directory that is not in this mount namespace; EPERM without
+            CAP_SYS_ADMIN in the namespace's owner.
+    """
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE
+    return _syscall("open_tree", directory, b"", flags)
+
+
+def mount_setattr(mount: int, add: int, *, propagation: int = 0, recursive: bool = False) -> None:
     """Add attributes to the mount whose root a descriptor names; mount_setattr(2).
+
+    Args:
+        mount: A descriptor of the mount's root.
+        add: MOUNT_ATTR_* that are set; none is ever cleared.
+        propagation: MS_PRIVATE, or 0 to leave it as it is.
+        recursive: The same for every mount below, or for none at all if one of them fails.
 
     Raises:
         OSError: As mount_setattr(2) says.
     """
     # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
-    attributes = struct.pack("QQQQ", add, 0, 0, 0)
-    _syscall("mount_setattr", mount, b"", AT_EMPTY_PATH, attributes, len(attributes))
+    attributes = struct.pack("QQQQ", add, 0, propagation, 0)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    _syscall("mount_setattr", mount, b"", flags, attributes, len(attributes))
+
+
+def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
+    """Open a path with restrictions on how it is walked; openat2(2).
+
+    Returns:
+        A descriptor; close-on-exec if the flags say so.
+
+    Raises:
+        OSError: ELOOP for a link where RESOLVE_NO_SYMLINKS forbids it; as open(2) otherwise.
+    """
+    # struct open_how: flags, mode, resolve
+    how = struct.pack("QQQ", flags, 0, resolve)
+    return _syscall("openat2", directory, os.fsencode(path), how, len(how), path=repr(path))
 
 
 def pivot_root_here() -> None:
@@ -242,6 +322,61 @@ def detach_here() -> None:
         OSError: As umount2(2) says.
     """
     _check(_libc.umount2(b".", MNT_DETACH), "umount2", "the old root")
+
+
+def landlock_version() -> int:
+    """Return the version of Landlock's interface in this kernel; landlock_create_ruleset(2).
+
+    Raises:
+        OSError: ENOSYS in a kernel without Landlock; EOPNOTSUPP where it is not switched on.
+    """
+    return _syscall("landlock_create_ruleset", None, 0, LANDLOCK_CREATE_RULESET_VERSION)
+
+
+def landlock_create_ruleset(filesystem: int, network: int, scopes: int) -> int:
+    """Make a set of rules that denies all of what it handles; landlock_create_ruleset(2).
+
+    Args:
+        filesystem: LANDLOCK_ACCESS_FS_* that are denied where no rule allows them.
+        network: LANDLOCK_ACCESS_NET_*, likewise; 0 where the kernel has none.
+        scopes: LANDLOCK_SCOPE_* that are closed; 0 where the kernel has none.
+
+    Returns:
+        A descriptor of the set, close-on-exec.
+
+    Raises:
+        OSError: EINVAL for a right that this kernel does not know.
+    """
+    # struct landlock_ruleset_attr; a kernel that does not know the last members wants them 0.
+    attributes = struct.pack("QQQ", filesystem, network, scopes)
+    return _syscall("landlock_create_ruleset", attributes, len(attributes), 0)
+
+
+def landlock_allow_beneath(rules: int, path: int, access: int) -> None:
+    """Allow rights to a file, or to a directory and all below; landlock_add_rule(2).
+
+    Args:
+        rules: A descriptor of the set.
+        path: A descriptor of the file or directory.
+        access: LANDLOCK_ACCESS_FS_*.
+
+    Raises:
+        OSError: EBADFD for what is in no file hierarchy (pipe, socket, memfd); EINVAL for a right
+            that a file cannot have, or that the set does not handle.
+    """
+    # struct landlock_path_beneath_attr is packed.
+    rule = struct.pack("=Qi", access, path)
+    _syscall("landlock_add_rule", rules, LANDLOCK_RULE_PATH_BENEATH, rule, 0)
+
+
+def landlock_restrict_self(rules: int, flags: int) -> None:
+    """Put the calling thread under a set of rules, for good; landlock_restrict_self(2).
+
+    Raises:
+        OSError: EPERM without no_new_privs; E2BIG under 16 sets already; EINVAL for a flag that
+            this kernel does not know.
+    """
+    _syscall("landlock_restrict_self", rules, flags)
 
 
 def sethostname(name: str) -> None:
@@ -321,3 +456,124 @@ def capability_sets() -> tuple[int, int, int]:
     _check(_libc.syscall(ctypes.c_long(_number("capget")), header, data), "capget")
     e0, p0, i0, e1, p1, i1 = struct.unpack("6I", data.raw)
     return e0 | e1 << 32, p0 | p1 << 32, i0 | i1 << 32
+
+
+def cpu_clock(pid: int) -> int:
+    """Return the clock of a process's own time, for time.clock_gettime; clock_getcpuclockid(3).
+
+    Raises:
+        OSError: ESRCH if there is no such process.
+    """
+    clock = ctypes.c_int()
+    number = _libc.clock_getcpuclockid(ctypes.c_int(pid), ctypes.byref(clock))
+    if number:
+        raise OSError(number, os.strerror(number), "clock_getcpuclockid")
+    return clock.value
+
+
+# include/uapi/asm-generic/mman-common.h, include/uapi/linux/mman.h
+PROT_NONE = 0x0
+PROT_READ = 0x1
+PROT_WRITE = 0x2
+PROT_EXEC = 0x4
+MAP_PRIVATE = 0x02
+MAP_ANONYMOUS = 0x20
+MAP_NORESERVE = 0x4000
+
+_libc.mmap.restype = ctypes.c_void_p
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+def reserve(size: int) -> int:
+    """Reserve addresses that cannot be accessed yet; mmap(2).
+
+    Args:
+        size: Bytes.
+
+    Returns:
+        The first address.
+
+    Raises:
+        OSError: ENOMEM.
+    """
+    flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+    length, offset = ctypes.c_size_t(size), ctypes.c_long(0)
+    address: int = _libc.mmap(None, length, PROT_NONE, flags, -1, offset)
+    if address == _MAP_FAILED:
+        _check(-1, "mmap")
+    return address
+
+
+def make_accessible(address: int, size: int) -> None:
+    """Let reserved addresses be read and written; mprotect(2).
+
+    Raises:
+        OSError: ENOMEM where RLIMIT_DATA forbids it.
+    """
+    start, length = ctypes.c_void_p(address), ctypes.c_size_t(size)
+    _check(_libc.mprotect(start, length, PROT_READ | PROT_WRITE), "mprotect")
+
+
+class _SockFprog(ctypes.Structure):
+    """struct sock_fprog of include/uapi/linux/filter.h."""
+
+    _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def install_seccomp_filter(program: bytes) -> None:
+    """Put a filter on all threads of this process; SECCOMP_SET_MODE_FILTER of seccomp(2).
+
+    Args:
+        program: An array of struct sock_filter.
+
+    Raises:
+        OSError: EINVAL for a program that is not valid; EACCES without no_new_privs; ESRCH where
+            another thread has filters of its own.
+    """
+    size = 8  # of struct sock_filter
+    header = _SockFprog(len(program) // size, program)
+    number = ctypes.c_long(_number("seccomp"))
+    flags = ctypes.c_ulong(SECCOMP_FILTER_FLAG_TSYNC)
+    mode = ctypes.c_ulong(SECCOMP_SET_MODE_FILTER)
+    result = _libc.syscall(number, mode, flags, ctypes.byref(header))
+    if result > 0:  # the id of the thread that could not be taken along
+        raise OSError(errno.ESRCH, os.strerror(errno.ESRCH), "seccomp")
+    _check(result, "seccomp")
+
+
+def getdents64(directory: int, size: int) -> bytes:
+    """Read names of a directory from its position on; getdents64(2).
+
+    Returns:
+        An array of struct linux_dirent64, of ``size`` bytes at most; empty at the end.
+
+    Raises:
+        OSError: ENOTDIR for what is no directory; EINVAL if ``size`` is too small for one entry.
+    """
+    buffer = ctypes.create_string_buffer(size)
+    used = _syscall("getdents64", directory, ctypes.addressof(buffer), size)
+    return buffer.raw[:used]
+
+
+# include/uapi/linux/personality.h
+READ_IMPLIES_EXEC = 0x0400000
+_PER_QUERY = 0xFFFFFFFF
+
+
+def make_executable(address: int, size: int) -> None:
+    """Let memory be read and executed, and not written; mprotect(2).
+
+    Raises:
+        OSError: As mprotect(2) says.
+    """
+    start, length = ctypes.c_void_p(address), ctypes.c_size_t(size)
+    _check(_libc.mprotect(start, length, PROT_READ | PROT_EXEC), "mprotect")
+
+
+def personality() -> int:
+    """Return this process's execution domain, a mask of bits; personality(2).
+
+    Raises:
+        OSError: As personality(2) says.
+    """
+    return _check(_libc.personality(ctypes.c_ulong(_PER_QUERY)), "personality")
