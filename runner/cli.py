@@ -2,14 +2,18 @@
 
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from runner.errors import EXIT_USAGE, WwError, printable
 from runner.inherited import Inherited
+from runner.limits import FLAGS, read_limits, seconds
+from sandbox import FEATURES, Isolation, Limits, Network
 
 if TYPE_CHECKING:
+    from runner.grants.plan import GrantPlan
     from runner.supervise import Run
 
 # Key of click's context object: whether errors show tracebacks.
@@ -149,8 +153,51 @@ _fd_option = click.option(
 )
 
 
+def _limit_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Add the flags that limit a cell, each with its default."""
+    for flag in reversed(FLAGS):
+        unlimited = "; none: no limit" if flag.optional else ""
+        text = f"{flag.help} (default {flag.shown(Limits())}{unlimited})."
+        option = click.option(flag.name, flag.field, metavar=flag.metavar, help=text)
+        command = option(command)
+    return command
+
+
+def _refuse_exec(_context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        raise click.UsageError("--with-exec is not available: a cell cannot start another yet")
+
+
+def _with_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Add the flags that give a cell more than descriptors, each with its variable."""
+    for flag, text in (
+        ("--with-all", "--with-ipfs and --with-console together."),
+        ("--with-console", "Let the cell know that its 0, 1, 2 are terminals, and their size."),
+        ("--with-ipfs", "Give the cell a read-only directory /ipfs of verified content."),
+    ):
+        variable = "WW_" + flag.removeprefix("--").replace("-", "_").upper()
+        option = click.option(flag, is_flag=True, envvar=variable, help=f"{text} [{variable}]")
+        command = option(command)
+    return click.option(
+        "--with-exec",
+        is_flag=True,
+        hidden=True,
+        envvar="WW_WITH_EXEC",
+        expose_value=False,
+        callback=_refuse_exec,
+    )(command)
+
+
 @ww.command(cls=_RunCommand, context_settings={"allow_interspersed_args": False})
 @_fd_option
+@click.option(
+    "--dir",
+    "dirs",
+    multiple=True,
+    metavar="HOST[:GUEST][:ro|rw]",
+    help="Grant the directory HOST, which the cell finds at the path GUEST (default: HOST), for "
+    "reading, or for writing too, as dir1, dir2 and so on. Repeatable.",
+)
 @click.option(
     "--fd-map",
     "fd_maps",
@@ -197,6 +244,37 @@ _fd_option = click.option(
     help="The user and group id on the host that the cell runs as, if ww runs as root "
     "(default 65534).",
 )
+@_with_options
+@_limit_options
+@click.option(
+    "--net",
+    "network",
+    type=click.Choice(get_args(Network)),
+    default=get_args(Network)[0],
+    show_default=True,
+    help="The cell's network: nothing, or a loopback interface of its own.",
+)
+@click.option(
+    "--require",
+    "required",
+    multiple=True,
+    type=click.Choice(FEATURES),
+    help="Do not run the cell where the kernel does not have this. Repeatable.",
+)
+@click.option(
+    "--isolation",
+    type=click.Choice(get_args(Isolation)),
+    default=get_args(Isolation)[0],
+    show_default=True,
+    help="How the cell is kept apart. chroot is weaker, for root where no namespaces may be made.",
+)
+@click.option(
+    "--grace",
+    default="0",
+    show_default=True,
+    metavar="TIME",
+    help="Seconds that the cell may go on after a signal has asked ww to end.",
+)
 @click.option("--explain", is_flag=True, help="Print the whole plan and run nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --explain: as JSON.")
 @click.option(
@@ -211,7 +289,9 @@ _fd_option = click.option(
 @click.pass_obj
 def run(
     state: dict[str, Any],
+    /,
     fds: tuple[str, ...],
+    dirs: tuple[str, ...],
     fd_maps: tuple[str, ...],
     fdctls: tuple[str, ...],
     systemd: str | None,
@@ -221,17 +301,25 @@ def run(
     no_stdio: bool,
     env: tuple[str, ...],
     uid: int | None,
+    with_ipfs: bool,
+    with_console: bool,
+    with_all: bool,
+    network: Network,
+    required: tuple[str, ...],
+    isolation: Isolation,
+    grace: str,
     explain: bool,
     as_json: bool,
     status_fd: int | None,
     cell: str,
     args: tuple[str, ...],
+    **limits: str | None,
 ) -> int:
     """Run CELL in a jail, with ARGS and the descriptors that flags grant.
 
     CELL is /ipfs/CID[/PATH], a path with a slash in it, or a name on PATH. It gets ww's
     stdin, stdout and stderr, the grants, and nothing else: no file, no network, no variable of
-    the environment. WW_FDS and WW_FD_<NAME> tell it the numbers.
+    the environment. WW_FDS and WW_FD_<NAME> tell it the numbers. What it may use up is limited.
 
     \b
     Exit codes, other than the cell's own:
@@ -248,16 +336,32 @@ def run(
     inherited = state["inherited"]
     status = open_status(status_fd, inherited)
     try:
-        with supervise.signals_end():
-            sources = Sources(fds, fd_maps, fdctls, systemd, tables, table_env, not no_stdio)
+        with supervise.Signals() as signals:
+            bounds = read_limits(limits)
+            grace_seconds = seconds(grace, "--grace", least=0)
+            sources = Sources(
+                *(fds, fd_maps, fdctls, systemd, tables, table_env),
+                stdio=not no_stdio,
+                dirs=dirs,
+                scratch=bounds.scratch > 0,
+                ipfs=with_ipfs or with_all,
+            )
             grants = collect(sources, inherited, os.environ)
+            terminals, size = _console(grants) if with_console or with_all else ((), {})
             what = supervise.Run(
                 address=_text("CELL", cell),
                 args=tuple(_text(f"ARGS #{i}", arg) for i, arg in enumerate(args, 1)),
-                env=tuple(environment(grants, env).items()),
+                env=tuple({**size, **environment(grants, env)}.items()),
                 grants=grants,
                 **_host_ids(uid),
+                limits=bounds,
+                network=network,
+                required=tuple(dict.fromkeys(required)),
+                isolation=isolation,
+                grace=grace_seconds,
                 debug=state[_DEBUG],
+                ipfs=sources.ipfs,
+                terminals=terminals,
             )
             if explain:
                 return _explain(what, as_json=as_json)
@@ -265,13 +369,21 @@ def run(
                 _warn("--fd-from -: stdin was the table, so the cell's stdin is /dev/null")
             if fd_verbose:
                 _print_on_stderr(verbose_lines(grants))
-            return supervise.run(what, os.environ, status)
+            return supervise.run(what, os.environ, status, signals)
     except WwError as error:
         status.failed(error)
         raise
     except supervise.Ended as end:
         status.ended_by(end.signal)
         return 128 + end.signal
+
+
+def _console(grants: "GrantPlan") -> tuple[tuple[int, ...], dict[str, str]]:
+    """Return what a cell may know of its terminals: which they are, and variables of their size."""
+    from runner import console
+
+    found = console.terminals(grants)
+    return tuple(found), console.size_variables(found)
 
 
 def _explain(what: "Run", *, as_json: bool) -> int:
@@ -381,10 +493,10 @@ def send_fds(
     with its exit code.
     """
     from runner.grants.handoff import send_command
-    from runner.supervise import Ended, signals_end
+    from runner.supervise import Ended, Signals
 
     try:
-        with signals_end():
+        with Signals():
             return send_command(path, fds, command, state["inherited"], os.environ)
     except Ended as end:
         return 128 + end.signal
@@ -409,3 +521,16 @@ def check(as_json: bool, table_env: tuple[str, ...], file: str) -> int:
 
     _write(_STDOUT, [check_table(file, table_env, os.environ, as_json=as_json)])
     return 0
+
+
+@ww.command()
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@_debug_option
+def doctor(as_json: bool) -> int:
+    """Try everything that a jail needs on this machine, and say what is missing and what mends it.
+
+    The exit code is 0 if cells can run here.
+    """
+    from runner.doctor import main
+
+    return main(as_json=as_json)

@@ -4,15 +4,24 @@ import json
 from typing import Any
 
 from runner.grants.plan import PlannedGrant
+from runner.limits import FLAGS
 from runner.supervise import Run
 
 # What every jail has; docs/security.md says more of each.
 _JAIL = {
-    "namespaces": "user, mount, pid, network, ipc, uts, cgroup, and time where the kernel has it",
-    "root": "an empty read-only tmpfs, with the pathlinks if there are any",
-    "network": "a lo that is down",
     "capabilities": "none, and no way to gain one",
+    "seccomp": "an allow-list: no program, process or socket can be started or made",
 }
+_NAMESPACES = "user, mount, pid, network, ipc, uts, cgroup, and time where the kernel has it"
+_NETWORKS = {"none": "a lo that is down", "loopback": "a lo that is up, and nobody else's"}
+# Nobody has to hold a mode back where the descriptor allows no more.
+_DESCRIPTOR = "the kernel (the descriptor allows no more) and the host"
+_NARROWED = (
+    "the host; the kernel only keeps the descriptor from being opened anew (seccomp, and Landlock "
+    "where the kernel has it)"
+)
+_MOUNT = "the kernel (read-only mount) and the host"
+_TREE = "the kernel (a mount of its own, and the permissions of its files) and the host"
 
 
 def as_json(run: Run) -> str:
@@ -31,12 +40,16 @@ def as_text(run: Run) -> list[str]:
         source = "/dev/null" if grant["source"] is None else f"fd {grant['source']}"
         lines.append(
             f"fd {grant['target']}: {name} from {source} ({grant['what']}, {grant['origin']}) "
-            f"type={grant['type']} mode={grant['mode']} of {grant['actual']}, enforced by "
-            f"{grant['enforced_by']}"
+            f"type={grant['type']} mode={grant['mode']} of {grant['actual']}"
+            + (f" at {grant['guest']} and fd {grant['preopen']}" if "guest" in grant else "")
             + "".join(f" {key}" for key in ("move", "pathlink") if grant[key])
             + ("" if grant["cloexec"] else " no-cloexec")
+            + f", enforced by {grant['enforced_by']}"
         )
+    lines += [f"with: {key}: {value}" for key, value in plan["with"].items()]
+    lines += [f"limit: {flag.name} {flag.shown(run.limits)}" for flag in FLAGS]
     lines += [f"jail: {key}: {value}" for key, value in plan["jail"].items()]
+    lines += [f"required: {feature}" for feature in plan["required"]]
     return lines
 
 
@@ -46,17 +59,63 @@ def _plan(run: Run) -> dict[str, Any]:
         "args": list(run.args),
         "env": dict(run.env),
         "grants": [_grant(entry) for entry in run.grants.entries],
-        "jail": {**_JAIL, "uid": run.uid, "gid": run.gid},
+        "with": _capabilities(run),
+        "limits": run.limits._asdict(),
+        "grace": run.grace,
+        "network": run.network,
+        "required": list(run.required),
+        "jail": {
+            "isolation": run.isolation,
+            "namespaces": _NAMESPACES if _is_full(run) else "none: those of the host",
+            **_JAIL,
+            "root": _root(run) if _is_full(run) else "an empty directory (chroot)",
+            "network": _NETWORKS[run.network] if _is_full(run) else "no call to reach the host's",
+            "uid": run.uid,
+            "gid": run.gid,
+        },
     }
 
 
+def _is_full(run: Run) -> bool:
+    return run.isolation == "full"
+
+
+def _root(run: Run) -> str:
+    """Say what is in the cell's root directory."""
+    holds = []
+    if any(entry.is_directory for entry in run.grants.entries):
+        holds.append("the granted directories")
+    if any(entry.grant.pathlink for entry in run.grants.entries):
+        holds.append("the pathlinks")
+    if run.limits.scratch:
+        holds.append("a writable /tmp")
+    return "a read-only tmpfs with " + (", ".join(holds) or "nothing in it")
+
+
+def _capabilities(run: Run) -> dict[str, str]:
+    """Say what it may do beyond its grants."""
+    found = {}
+    if run.ipfs:
+        found["ipfs"] = "content of the store at /ipfs, for reading, verified by ww"
+    if run.terminals:
+        numbers = ", ".join(map(str, run.terminals))
+        found["console"] = f"it is told that these are terminals, and their size: {numbers}"
+    return found
+
+
+def _enforcer(entry: PlannedGrant) -> str:
+    """Say who holds the cell to the mode."""
+    if entry.is_directory:
+        return _MOUNT if entry.grant.mode == "r" else _TREE
+    return _DESCRIPTOR if entry.grant.mode == entry.actual else _NARROWED
+
+
 def _grant(entry: PlannedGrant) -> dict[str, Any]:
-    kernel = entry.kernel_enforces
     return {
-        **entry.grant._asdict(),
+        **entry.facts(),
         "source": entry.source,
         "what": entry.what,
         "origin": entry.origin,
         "actual": entry.actual,
-        "enforced_by": "the kernel and the host" if kernel else "the host",
+        "enforced_by": _enforcer(entry),
     }

@@ -1,4 +1,8 @@
-"""What a user can do about a jail that the machine refuses: the one setting that mends it."""
+"""What a user can do about a jail that the machine refuses: the one setting that mends it.
+
+It goes by evidence on this machine, and not by guesses from the error alone; a run that fails and
+``ww doctor`` say the same.
+"""
 
 import errno
 import os
@@ -6,50 +10,88 @@ import os
 # How many ids a container usually has, from /etc/subuid: enough for 65534 to be one of them.
 _USUAL_IDS = 65536
 
-_SYSCTL = {
-    "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": (
-        "1",
-        "AppArmor restricts user namespaces here: run 'sudo sysctl -w "
-        "kernel.apparmor_restrict_unprivileged_userns=0', or give ww a profile with 'userns,'",
-    ),
-    "/proc/sys/kernel/unprivileged_userns_clone": (
-        "0",
-        "user namespaces are switched off here: run 'sudo sysctl -w "
-        "kernel.unprivileged_userns_clone=1'",
-    ),
-    "/proc/sys/user/max_user_namespaces": (
-        "0",
-        "user namespaces are switched off here: run 'sudo sysctl -w "
-        "user.max_user_namespaces=15000'",
-    ),
+_APPARMOR_SYSCTL = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
+_DEBIAN_SYSCTL = "/proc/sys/kernel/unprivileged_userns_clone"
+# One for each kind of namespace; namespaces(7), "The /proc/sys/user directory".
+_COUNTS = tuple(
+    f"max_{kind}_namespaces"
+    for kind in ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time")
+)
+# Linux's own default depends on the memory; this is what distributions set.
+_USUAL_COUNT = 15000
+
+# Steps that need a privilege in the new user namespace, which a security module can withhold.
+_PRIVILEGED = (
+    "ids",
+    "mount propagation",
+    "root",
+    "proc",
+    "attach root",
+    "pivot_root",
+    "read-only root",
+    "directories",
+    "network",
+    "session",
+    "privileges",
+)
+_REFUSED = (errno.EPERM, errno.EACCES)
+
+# The versions of Linux that first had all of a step's calls.
+_SINCE = {
+    "namespaces": "5.3",  # clone3
+    "root": "5.2",  # fsopen
+    "read-only root": "5.12",  # mount_setattr
+    "directories": "5.12",
+    "proc": "5.8",  # subset=pid
+    "landlock": "5.13",
+    "seccomp": "3.17",
 }
+
+_SCOPE = "systemd-run --user --scope -p Delegate=yes"
 
 
 def remedy(step: str, number: int) -> str:
     """Return a hint for a step of the jail that failed, or an empty string.
 
-    It goes by evidence on this machine, not by guesses from the error alone.
-
     Args:
-        step: The step's name, as :func:`sandbox.jail.enter` orders them.
-        number: The error number.
+        step: The step's name, as :meth:`sandbox.jail.Jail.enter` orders them, ``spawner`` or
+            ``cgroup``.
+        number: The error number, or 0 where none came from the kernel.
     """
+    if number == errno.ENOENT and step in ("spawner", "id maps") and not _exists("/proc/self/fd"):
+        return "no /proc is mounted here, as in a bare chroot: mount -t proc proc /proc"
     if step in ("spawner", "id maps") and number == errno.EPERM and _root_of_few_ids():
         return (
             "this root is one of a user namespace that does not have the cell's id: run ww as an "
             "ordinary user, or map more ids into the namespace"
         )
-    if step in ("namespaces", "id maps"):
-        return _user_namespaces(number)
-    if step == "proc" and number == errno.EPERM:
-        return (
-            "parts of /proc are covered here, as in a container, so no new one may be mounted; "
-            "run without pathlink, or let the container have an unmasked /proc"
-        )
-    if step == "limits":
-        return "lift it for ww: ulimit -v unlimited; a cell's memory is limited otherwise"
-    if step == "session" and number == errno.EDQUOT:
-        return "the user's kernel key quota is used up: raise kernel.keys.maxkeys with sysctl"
+    match step:
+        case "namespaces" | "id maps":
+            return _user_namespaces(step, number)
+        case "limits":
+            return "lift it for ww: ulimit -v unlimited; a cell's memory is limited otherwise"
+        case "landlock":
+            return _landlock(number)
+        case "seccomp":
+            return _seccomp(number)
+        case "cgroup" | "cgroup memory" | "cgroup pids":
+            return _cgroup()
+        case "session" if number == errno.EDQUOT:
+            return "the user's kernel key quota is used up: raise kernel.keys.maxkeys with sysctl"
+        case "network" if not number:
+            return "pyroute2 is not installed beside ww: run scripts/install again"
+        case "network" if number == errno.EAFNOSUPPORT:
+            return "ww may open no netlink socket; of a systemd unit: RestrictAddressFamilies="
+        case "proc" if number == errno.EPERM and not _filtered() and _proc_is_covered():
+            return (
+                "parts of /proc are covered here, as in a container, so no new one may be mounted; "
+                "run without pathlink, or start the container with an unmasked /proc (docker and "
+                "podman: --security-opt unmask=ALL or systempaths=unconfined)"
+            )
+    if number == errno.ENOSYS:
+        return _no_call(step)
+    if step in _PRIVILEGED and number in _REFUSED:
+        return _withheld()
     return ""
 
 
@@ -59,29 +101,138 @@ def _root_of_few_ids() -> bool:
     return os.geteuid() == 0 and sum(counts) < _USUAL_IDS
 
 
-def _user_namespaces(number: int) -> str:
+def _user_namespaces(step: str, number: int) -> str:
     if number == errno.ENOSYS:
-        return "a container's seccomp profile hides clone3, or Linux is older than 5.3"
+        return _no_call(step)
     if number == errno.EPERM and not _root_is_mounted():
         return "ww is in a chroot, where no user namespace may be made: run it outside"
-    for path, (value, hint) in _SYSCTL.items():
-        if _read(path) == value:
-            return hint
-    if "Seccomp:\t2" in _read("/proc/self/status"):
-        return "a seccomp filter, as a container's, forbids namespaces: run ww with one that allows"
+    for name in _COUNTS:
+        if number == errno.ENOSPC and _read(f"/proc/sys/user/{name}") == "0":
+            return (
+                f"namespaces are switched off here: run 'sudo sysctl -w user.{name}={_USUAL_COUNT}'"
+            )
+    if number in _REFUSED and (hint := _withheld()):
+        return hint
     if number == errno.ENOSPC:
         return "too many namespaces exist already, or nesting is forbidden here"
+    if step == "namespaces" and number == errno.EPERM:
+        # A chroot whose root is a mount does not show.
+        return "the kernel allows none in a chroot: if this is one, run ww outside of it"
+    return ""
+
+
+def _withheld() -> str:
+    """Explain why something is refused that the kernel alone would allow."""
+    # Neither setting is for root.
+    if os.geteuid() != 0:
+        if _read(_DEBIAN_SYSCTL) == "0":
+            return (
+                "user namespaces are switched off here: run 'sudo sysctl -w "
+                "kernel.unprivileged_userns_clone=1'"
+            )
+        if _read(_APPARMOR_SYSCTL) == "1":
+            return (
+                "AppArmor restricts user namespaces here: run 'sudo sysctl -w "
+                "kernel.apparmor_restrict_unprivileged_userns=0', or give ww a profile with "
+                "'userns,'"
+            )
+    if _filtered():
+        return _lift("a system call filter, as a container's, forbids it")
+    profile = _apparmor_profile()
+    if profile:
+        return (
+            f"the AppArmor profile '{profile}' may forbid it: run ww under another (docker and "
+            "podman: --security-opt apparmor=unconfined)"
+        )
+    return ""
+
+
+def _no_call(step: str) -> str:
+    """Explain ENOSYS: a filter can answer with it, and so does a kernel without the call."""
+    if _filtered():
+        return _lift("a system call filter, as a container's, hides it")
+    since = _SINCE.get(step)
+    return f"Linux {since} or newer has it, and this is {os.uname().release}" if since else ""
+
+
+def _lift(what: str) -> str:
+    return (
+        f"{what}: run ww under one that allows it (docker and podman: --security-opt "
+        "seccomp=unconfined; a systemd unit: RestrictNamespaces=, SystemCallFilter=)"
+    )
+
+
+def _landlock(number: int) -> str:
+    if number in _REFUSED or (number in (0, errno.ENOSYS) and _filtered()):
+        return _lift("a system call filter, as a container's, may hide it")
+    modules = _read("/sys/kernel/security/lsm")
+    if number == errno.EOPNOTSUPP or (modules and "landlock" not in modules.split(",")):
+        first = f"landlock,{modules}" if modules else "landlock,..."
+        return f"if this kernel has it, it is switched off: boot with lsm={first}"
+    return f"Linux {_SINCE['landlock']} or newer can have it, and this is {os.uname().release}"
+
+
+def _seccomp(number: int) -> str:
+    if not number:
+        return "install the library libseccomp: apt-get install libseccomp2"
+    if number in (errno.EINVAL, errno.ENOSYS) and not _filtered():
+        return "this kernel has no system call filters (CONFIG_SECCOMP_FILTER)"
+    return _lift("a system call filter, as a container's, forbids another")
+
+
+def _cgroup() -> str:
+    """Tell how ww comes to a control group that it may divide; systemd.resource-control(5)."""
+    if _is_empty("/sys/fs/cgroup"):
+        return "no control groups are mounted: mount -t cgroup2 none /sys/fs/cgroup"
+    if _exists("/run/systemd/system"):
+        scope = _SCOPE if os.geteuid() else _SCOPE.replace(" --user", "")
+        return f"have systemd delegate one: {scope} ww run ..."
+    return "have a control group delegated to ww, with the controllers memory and pids"
+
+
+def _filtered() -> bool:
+    """Tell whether a system call filter is upon ww, and so upon the jail; proc_pid_status(5)."""
+    return "Seccomp:\t2" in _read("/proc/self/status")
+
+
+def _apparmor_profile() -> str:
+    """Return the name of ww's AppArmor profile, or an empty string if none confines it."""
+    for path in ("/proc/self/attr/apparmor/current", "/proc/self/attr/current"):
+        # "name (mode)"; other security modules write labels of another form to the second one.
+        name, _, mode = _read(path).partition(" (")
+        if mode in ("enforce)", "kill)", "prompt)"):
+            return name
     return ""
 
 
 def _root_is_mounted() -> bool:
     """Tell whether the root directory is a mount point, as it is but in a chroot."""
-    return any(line.split()[4] == "/" for line in _read("/proc/self/mountinfo").splitlines())
+    return "/" in _mount_points()
+
+
+def _proc_is_covered() -> bool:
+    """Tell whether something is mounted below /proc."""
+    return any(point.startswith("/proc/") for point in _mount_points())
+
+
+def _mount_points() -> list[str]:
+    return [line.split()[4] for line in _read("/proc/self/mountinfo").splitlines()]
+
+
+def _is_empty(directory: str) -> bool:
+    try:
+        return not os.listdir(directory)
+    except OSError:
+        return True
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(path)
 
 
 def _read(path: str) -> str:
     try:
         with open(path, encoding="ascii", errors="replace") as file:
-            return file.read().strip()
+            return file.read().strip("\n")
     except OSError:
         return ""

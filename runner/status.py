@@ -31,14 +31,15 @@ class Status:
         """Tell each named grant, in target order."""
         for entry in plan.entries:
             if entry.grant.name is not None:
-                facts = entry.grant._asdict()
-                self._event({"event": "grant", **facts, "source": entry.source})
+                self._event({"event": "grant", **entry.facts(), "source": entry.source})
 
     def ended(self, outcome: Outcome, code: int) -> None:
         """Tell how the cell ended, and the exit code of ww."""
         extra = {"step": outcome.step} if outcome.step else {}
         if outcome.kind == "signal":
             extra = {"signal": str(outcome.code)}
+        if outcome.limit:
+            extra = {"limit": outcome.limit}
         self._exit(code, outcome.kind, outcome.what, extra)
 
     def ended_by(self, number: int) -> None:
@@ -85,6 +86,6 @@ def open_status(fd: int | None, inherited: Inherited) -> Status:
     if fd not in inherited.sources:
         raise WwError(_ORIGIN, f"fd {fd} is not open", hint=f"open it: {fd}>FILE", code=EXIT_GRANT)
     found = describe(fd)
-    if found.mode is None or "w" not in found.mode:
+    if found.mode is None or "w" not in found.mode or found.directory:
         raise WwError(_ORIGIN, f"fd {fd}, a {found.what}, is not open for writing", code=EXIT_GRANT)
     return Status(fd)

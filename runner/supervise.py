@@ -2,25 +2,52 @@
 
 import fcntl
 import os
+import select
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runner.cells import open_cell
 from runner.errors import (
     EXIT_CANNOT_RUN,
     EXIT_FAILURE,
     EXIT_JAIL,
+    EXIT_LIMIT,
     EXIT_TRAP,
     WwError,
     printable,
 )
 from runner.grants.plan import GrantPlan
+from runner.grants.preopens import IPFS
 from runner.status import Status
-from sandbox import Grant, Outcome, Plan, Spawner, SpawnerError
+from sandbox import Grant, Isolation, Limits, Network, Outcome, Plan, Spawner, SpawnerError
+
+if TYPE_CHECKING:
+    from runner.ipfs import Ipfs
+
+
+class _Limit(NamedTuple):
+    """How a limit is called in an error, and the flag that sets it."""
+
+    what: str
+    flag: str
+
+
+_LIMITS = {
+    "wall": _Limit("time", "--timeout"),
+    "cpu": _Limit("processor time", "--cpu-time"),
+    "fuel": _Limit("fuel", "--fuel"),
+    "memory": _Limit("memory", "--memory"),
+    "host-memory": _Limit("memory, that of its process together", "--memory"),
+    "output": _Limit("output", "--output"),
+    "pids": _Limit("processes", "--pids"),
+}
+
+# Characters of a warning while a cell runs: what a pipe has room for if it has any (pipe(7)).
+_LONGEST_WARNING = 1000
 
 # The signals that ask a program to end; ww ends its cell first.
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -36,7 +63,14 @@ class Run(NamedTuple):
         grants: Its descriptors, and where each comes from.
         uid: The user and group id on the host that it runs as.
         gid: The group id, likewise.
+        limits: What it may use up.
+        network: What its network namespace holds.
+        required: The features of the jail that must not be missing.
+        isolation: How the cell is kept apart.
+        grace: Seconds that it may go on after ww was asked to end.
         debug: Whether the spawner may write tracebacks to stderr.
+        ipfs: Whether it has /ipfs.
+        terminals: The targets of terminals that it may know to be some.
     """
 
     address: str
@@ -45,7 +79,14 @@ class Run(NamedTuple):
     grants: GrantPlan
     uid: int
     gid: int
+    limits: Limits
+    network: Network
+    required: tuple[str, ...]
+    isolation: Isolation
+    grace: float
     debug: bool
+    ipfs: bool = False
+    terminals: tuple[int, ...] = ()
 
 
 class Ended(BaseException):
@@ -60,7 +101,7 @@ class Ended(BaseException):
         self.signal = number
 
 
-def run(what: Run, environ: Mapping[str, str], status: Status) -> int:
+def run(what: Run, environ: Mapping[str, str], status: Status, signals: "Signals") -> int:
     """Run a cell and return the exit code for it.
 
     The spawner starts first and gets ready while the cell is looked for. Whatever happens, it
@@ -70,26 +111,40 @@ def run(what: Run, environ: Mapping[str, str], status: Status) -> int:
         what: The run.
         environ: ww's own environment.
         status: Where events go.
+        signals: What may ask ww to end meanwhile.
 
     Raises:
         WwError: If no cell came to run, or it ended in another way than by itself.
-        Ended: After the cell was killed because of a signal, inside :func:`signals_end`.
+        Ended: After the cell was killed because of a signal.
     """
-    plan = Plan(
-        grants=what.grants.grants,
-        argv=(what.address, *what.args),
-        env=what.env,
-        uid=what.uid,
-        gid=what.gid,
-    )
     status.start(what.address)
     status.grants(what.grants)
     spawner = _start(cache_home(environ), debug=what.debug)
     try:
         cell = open_cell(what.address, environ)
+        plan = Plan(
+            grants=what.grants.grants,
+            argv=(what.address, *what.args),
+            env=what.env,
+            uid=what.uid,
+            gid=what.gid,
+            digest=_digest(cell),
+            limits=what.limits,
+            network=what.network,
+            required=what.required,
+            isolation=what.isolation,
+            content=IPFS if what.ipfs else "",
+            terminals=what.terminals,
+        )
         sources = [_source(e.grant, e.source) for e in what.grants.entries]
-        with _flags_kept(sources):
-            outcome = spawner.run(plan, cell, sources, lambda: _give_up(cell, what.grants))
+        with _as_before(sources), signals.grace(what.grace):
+            outcome = spawner.run(
+                plan,
+                cell,
+                sources,
+                lambda: _give_up(cell, what.grants),
+                _content(environ) if what.ipfs else None,
+            )
     except SpawnerError as error:
         raise WwError(
             "spawner", str(error), hint="run 'ww run --debug' to see why", code=EXIT_FAILURE
@@ -103,6 +158,36 @@ def run(what: Run, environ: Mapping[str, str], status: Status) -> int:
         raise
     status.ended(outcome, code)
     return code
+
+
+def _digest(cell: int) -> str:
+    """Return the SHA-256 of a cell's bytes, by which its compiled form is known."""
+    import hashlib
+
+    with open(cell, "rb", buffering=0, closefd=False) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    os.lseek(cell, 0, os.SEEK_SET)
+    return digest
+
+
+def _content(environ: Mapping[str, str]) -> Callable[[], "Ipfs"]:
+    """Return what makes the content of /ipfs, when a cell asks for it first."""
+
+    def warn(text: str) -> None:
+        line = f"ww: warning: {printable(text)[:_LONGEST_WARNING]}\n"
+        stderr = select.poll()
+        stderr.register(2, select.POLLOUT)
+        # The cell may have filled it, and must not make ww wait.
+        if stderr.poll(0):
+            with suppress(OSError):
+                os.write(2, line.encode(errors="backslashreplace"))
+
+    def make() -> "Ipfs":
+        from runner.ipfs import Ipfs
+
+        return Ipfs(environ, warn)
+
+    return make
 
 
 def cache_home(environ: Mapping[str, str]) -> str | None:
@@ -134,21 +219,44 @@ def _source(grant: Grant, number: int | None) -> int:
 
 
 @contextmanager
-def _flags_kept(sources: list[int]) -> Iterator[None]:
-    """Put back the flags of open files that a cell has changed.
+def _as_before(sources: list[int]) -> Iterator[None]:
+    """Put back what a cell has changed of open files and terminals that it shares with others.
 
-    They belong to the open file and not to the descriptor: a terminal that stays non-blocking
-    would confuse the shell that it is shared with.
+    Flags belong to the open file and not to the descriptor: a terminal that stays non-blocking
+    would confuse the shell. A terminal's settings are out of a cell's reach, unless it has broken
+    out of the engine and the system call filter.
     """
-    before = {fd: fcntl.fcntl(fd, fcntl.F_GETFL) for fd in sources}
+    flags = {fd: fcntl.fcntl(fd, fcntl.F_GETFL) for fd in sources}
+    terminals = {fd: _terminal(fd) for fd in sources if os.isatty(fd)}
     try:
         yield
     finally:
-        for fd, flags in before.items():
-            # What was moved is closed, and was its receiver's to change.
+        # What was moved is closed, and was its receiver's to change.
+        for fd, before in flags.items():
             with suppress(OSError):
-                if fcntl.fcntl(fd, fcntl.F_GETFL) != flags:
-                    fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+                if fcntl.fcntl(fd, fcntl.F_GETFL) != before:
+                    fcntl.fcntl(fd, fcntl.F_SETFL, before)
+        for fd, settings in terminals.items():
+            _restore(fd, settings)
+
+
+def _terminal(fd: int) -> list[Any]:
+    """Return a terminal's settings; tcgetattr(3)."""
+    import termios
+
+    return termios.tcgetattr(fd)
+
+
+def _restore(fd: int, settings: list[Any]) -> None:
+    """Put a terminal's settings back if they have changed; tcsetattr(3)."""
+    import termios
+
+    with suppress(termios.error):
+        if termios.tcgetattr(fd) != settings:
+            # A job in the background may not do it, and would be stopped (tcsetattr(3)).
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+            termios.tcsetattr(fd, termios.TCSANOW, settings)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _give_up(cell: int, grants: GrantPlan) -> None:
@@ -169,25 +277,56 @@ def _give_up(cell: int, grants: GrantPlan) -> None:
             os.close(null)
 
 
-@contextmanager
-def signals_end() -> Iterator[None]:
-    """Turn the first ending signal into :class:`Ended`, and ignore those that follow it.
+class Signals:
+    """What asks ww to end, while it is in its ``with`` block: :class:`Ended` is raised there.
 
-    A signal that ww was started to ignore (nohup(1), a background job) stays ignored.
+    The signals that follow the first are ignored. One that ww was started to ignore (nohup(1), a
+    background job) stays ignored.
     """
 
-    def end(number: int, _frame: FrameType | None) -> NoReturn:
-        for other in caught:
-            signal.signal(other, signal.SIG_IGN)
-        raise Ended(number)
+    def __init__(self) -> None:
+        self._grace = 0.0
+        self._first: int | None = None
+        self._before: dict[int, Any] = {}
 
-    caught = [s for s in _ENDING if signal.getsignal(s) is not signal.SIG_IGN]
-    before = {s: signal.signal(s, end) for s in caught}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> "Signals":
+        caught = [s for s in _ENDING if signal.getsignal(s) is not signal.SIG_IGN]
+        self._before = {s: signal.signal(s, self._end) for s in (*caught, signal.SIGALRM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    @contextmanager
+    def grace(self, seconds: float) -> Iterator[None]:
+        """Let what runs in this block go on for so long after the first signal.
+
+        A second signal ends it at once. However it ends, the signal was what ended ww.
+
+        Args:
+            seconds: 0 for no grace.
+
+        Raises:
+            Ended: When the time is over, or the block is.
+        """
+        self._grace = seconds
+        try:
+            yield
+        finally:
+            self._grace = 0.0
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if self._first is not None:
+            raise Ended(self._first)
+
+    def _end(self, number: int, _frame: FrameType | None) -> None:
+        if self._first is None and self._grace and number != signal.SIGALRM:
+            self._first = number
+            signal.setitimer(signal.ITIMER_REAL, self._grace)
+            return
+        for other in self._before:
+            signal.signal(other, signal.SIG_IGN)
+        raise Ended(self._first or number)
 
 
 def exit_code(address: str, outcome: Outcome) -> int:
@@ -207,15 +346,33 @@ def exit_code(address: str, outcome: Outcome) -> int:
             cause, backtrace = _trap(outcome.what)
             error = WwError(address, f"the cell trapped: {cause}", code=EXIT_TRAP)
             for line in backtrace:
-                error.add_note(printable(line))
+                # The names in it are the cell's choice, with line breaks if it likes: what is
+                # indented is no line of ww's own.
+                error.add_note(f"    {printable(line.strip())}")
             raise error
         case "rejected":
             raise WwError(address, outcome.what, code=EXIT_CANNOT_RUN)
+        case "limit":
+            limit = _LIMITS[outcome.limit]
+            when = f" {outcome.what}" if outcome.what else ""
+            raise WwError(
+                address,
+                f"the cell hit its limit of {limit.what}{when}",
+                hint=f"set with {limit.flag}",
+                code=EXIT_LIMIT,
+            )
+        case "isolation":
+            raise WwError(
+                address,
+                f"the cell broke its isolation and was killed: {outcome.what}",
+                hint="WebAssembly cannot do that: take it for an attack on the engine",
+                code=EXIT_JAIL,
+            )
         case "signal":
             names = {s.value: s.name for s in signal.Signals}
             name = names.get(outcome.code, f"signal {outcome.code}")  # realtime ones have no name
             raise WwError(address, f"the cell was ended by {name}", code=128 + outcome.code)
-        case "fault":
+        case "fault" | "stale":
             raise WwError(
                 address,
                 f"the host failed: {outcome.what}",

@@ -6,12 +6,16 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
+from typing import TYPE_CHECKING
 
 from sandbox import wire
 from sandbox.errors import SpawnerError
-from sandbox.outcome import Outcome
+from sandbox.outcome import Outcome, limit
 from sandbox.plan import Plan
+
+if TYPE_CHECKING:
+    from sandbox.serving import Content, Server
 
 # The path is the caller's: without `site` the interpreter starts sooner and runs no .pth file.
 _BOOT = """
@@ -83,6 +87,7 @@ class Spawner:
         cell: int,
         sources: Sequence[int],
         on_start: Callable[[], None] = lambda: None,
+        content: "Callable[[], Content] | None" = None,
     ) -> Outcome:
         """Run a cell and wait for its end.
 
@@ -91,28 +96,62 @@ class Spawner:
             cell: A descriptor of the cell's bytes, which nobody can change any more.
             sources: The descriptors to grant, in the order of the plan's grants.
             on_start: Called when the cell's process is in its jail and holds copies of them.
+            content: Returns what to serve at the plan's ``content``, if that is set; called when
+                the cell asks for something.
 
         Raises:
             SpawnerError: If the spawner ends before it tells how the cell ended.
         """
         running: list[int] = []
-        try:
-            wire.send(self._channel, plan.encode(), [cell, *sources])
-            while (message := wire.receive(self._channel)) is not None:
-                payload, fds = message
-                running += fds
-                if payload != wire.STARTED:
-                    return Outcome.decode(payload)
-                on_start()
-        except (OSError, EOFError, ValueError) as error:
-            raise SpawnerError(f"the connection to the spawner broke: {error}") from error
-        finally:
-            _end(running)
+        with ExitStack() as stack:
+            stack.callback(_end, running)
+            server = None if content is None else _server(content, plan)
+            sent = [cell, *sources]
+            try:
+                if server is not None:
+                    stack.enter_context(closing(server))
+                    sent.append(server.theirs.fileno())
+                wire.send(self._channel, plan.encode(), sent)
+                while (message := self._receive(server, running)) is not None:
+                    payload, fds = message
+                    running += fds
+                    if payload == wire.STARTED:
+                        on_start()
+                    elif server is not None and server.out_of_time:
+                        return limit("cpu", "while ww served its content")
+                    else:
+                        return Outcome.decode(payload)
+            except (OSError, EOFError, ValueError) as error:
+                raise SpawnerError(f"the connection to the spawner broke: {error}") from error
         raise SpawnerError("the spawner ended before the cell did")
+
+    def _receive(
+        self, server: "Server | None", running: Sequence[int]
+    ) -> tuple[bytes, list[int]] | None:
+        """Receive the spawner's next message, and serve content until it comes.
+
+        Args:
+            server: What serves it.
+            running: A pidfd of the cell's process, as soon as there is one.
+        """
+        if server is not None:
+            server.give_up_theirs()  # it was sent
+            channel = self._channel.fileno()
+            message, either = select.poll(), select.poll()
+            message.register(channel, select.POLLIN)
+            either.register(channel, select.POLLIN)
+            either.register(server, select.POLLIN)
+            while server.is_open and channel not in dict(either.poll()):
+                # Before the cell's end, there is one other message that can wait.
+                server.serve(lambda: bool(running and message.poll(0)))
+            if server.out_of_time:
+                _kill(running)
+        return wire.receive(self._channel)
 
     def close(self) -> None:
         """End the spawner and whatever it still runs, and wait until all of it is gone."""
         self._channel.close()
+        killed = True
         try:
             # One that somebody stopped would never see that.
             signal.pidfd_send_signal(self._process, signal.SIGCONT)
@@ -120,11 +159,29 @@ class Spawner:
             ended.register(self._process, select.POLLIN)
             if not ended.poll(_PATIENCE_MS):
                 signal.pidfd_send_signal(self._process, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+            killed = os.WIFSIGNALED(os.waitpid(self.pid, 0)[1])
         except (ProcessLookupError, ChildProcessError):
             pass  # it has ended, and SIGCHLD is ignored: nobody needs to wait for it
         finally:
             os.close(self._process)
+        if killed or _in_leader_group():
+            # It could not remove the control groups it made, or not this process's own.
+            from sandbox import cgroups
+
+            cgroups.sweep()
+
+
+def _in_leader_group() -> bool:
+    """Tell whether the spawner has moved this process into a group that is to go with it.
+
+    That is where only version 2 of control groups is delegated; see :mod:`sandbox.delegation`,
+    which costs too much to import for this look.
+    """
+    try:
+        with open("/proc/self/cgroup", "rb", buffering=0) as file:
+            return b"/ww-leader\n" in file.read()
+    except OSError:
+        return False
 
 
 def _end(processes: list[int]) -> None:
@@ -133,7 +190,20 @@ def _end(processes: list[int]) -> None:
     After an outcome there is none left. After the spawner's death there may be: the cell's
     process dies with it, unless it has become somebody else's and undone that.
     """
+    _kill(processes)
+    for pidfd in processes:
+        os.close(pidfd)
+
+
+def _kill(processes: Sequence[int]) -> None:
+    """Kill processes by their pidfds, if they still live."""
     for pidfd in processes:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.close(pidfd)
+
+
+def _server(content: "Callable[[], Content]", plan: Plan) -> "Server":
+    """Return what answers a cell's requests; imported only where one may make some."""
+    from sandbox.serving import Server
+
+    return Server(content, plan.limits)

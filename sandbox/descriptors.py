@@ -53,15 +53,15 @@ def place(grants: Sequence[tuple[int, int, bool]], own: Sequence[int], listing: 
     Args:
         grants: For each grant its present number, its target and whether it is close-on-exec.
             No two have the same number or the same target.
-        own: The numbers that :func:`park` returned for what the cell's process keeps.
-        listing: From :func:`open_listing`, parked; closed at the end.
+        own: The numbers of what the cell's process keeps beside them, the list among it.
+        listing: From :func:`open_listing`, parked.
 
     Raises:
         OSError: EMFILE if there is no room.
         JailError: If the table is not what was planned.
     """
     targets = {target for _, target, _ in grants}
-    _close_all_but({listing, *own, *(source for source, _, _ in grants)}, listing)
+    _close_all_but({*own, *(source for source, _, _ in grants)}, listing)
     spare = next(_parking(targets, _open_numbers(listing)))
     waiting = {source: target for source, target, _ in grants if source != target}
     while waiting:
@@ -76,9 +76,22 @@ def place(grants: Sequence[tuple[int, int, bool]], own: Sequence[int], listing: 
             waiting[spare] = target
     for _, target, cloexec in grants:
         os.set_inheritable(target, not cloexec)
-    expected = {listing, *own, *targets}
-    _verify(expected, listing)
-    os.close(listing)
+    _verify({*own, *targets}, listing)
+
+
+def keep_only(numbers: Set[int], listing: int) -> None:
+    """Close every descriptor but those given.
+
+    Args:
+        numbers: Every number that may stay open, and has to be.
+        listing: From :func:`open_listing`.
+
+    Raises:
+        OSError: As close(2) says.
+        JailError: If the table is not what was planned.
+    """
+    _close_all_but(numbers, listing)
+    _verify(numbers, listing)
 
 
 def _move(source: int, target: int) -> None:

@@ -21,6 +21,10 @@ class Grant(NamedTuple):
         move: The runner closes its own copy as soon as the cell holds one.
         cloexec: The descriptor carries FD_CLOEXEC inside the cell's process.
         pathlink: The jail's root holds a symbolic link ``name`` to it.
+        guest: Of a directory, the path by which the cell's C library finds it; ``None`` for
+            everything else.
+        preopen: Of a directory, the number at which the cell's C library finds it, from
+            :data:`FIRST_PREOPEN` up; it may be the target too. 0 for everything else.
     """
 
     target: int
@@ -30,3 +34,9 @@ class Grant(NamedTuple):
     move: bool = False
     cloexec: bool = True
     pathlink: bool = False
+    guest: str | None = None
+    preopen: int = 0
+
+
+# C libraries for WASI look for directories from this number up, until one is not open.
+FIRST_PREOPEN = 3

@@ -4,64 +4,170 @@ import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, ParamSpec, TypeVar
 
-from sandbox import descriptors, lifeline, limits, mounts, namespaces, privileges, session
+from sandbox import (
+    chroot,
+    code,
+    descriptors,
+    landlock,
+    lifeline,
+    limits,
+    mounts,
+    namespaces,
+    network,
+    privileges,
+    seccomp,
+    session,
+)
 from sandbox.errors import JailError
+from sandbox.grants import Grant
+from sandbox.inside import Own
 from sandbox.plan import Plan
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-class Own(NamedTuple):
-    """ww's own descriptors in the cell's process, at numbers that no grant has.
+class Filters(NamedTuple):
+    """The system call filters of one kind of process, compiled; see :mod:`sandbox.seccomp`.
 
     Attributes:
-        line: The socket to the spawner: one byte comes in, the outcome goes out.
-        cell: The cell's bytes.
-        null: /dev/null, for the numbers at which libraries write messages unasked.
-        listing: The list of this process's descriptors; closed by :func:`enter`.
+        first: From the end of the set-up until the code is loaded.
+        last: While code runs that may be hostile; the same or narrower.
     """
 
-    line: int
-    cell: int
-    null: int
-    listing: int
+    first: bytes
+    last: bytes
 
 
-def enter(plan: Plan, sources: Sequence[int], own: Own) -> None:
-    """Jail the calling process, which was just cloned into namespaces of its own.
+class Jail:
+    """The jail of this process: what :meth:`enter` begins and :meth:`seal` ends."""
 
-    No step can be skipped, and none is repeated. Whatever fails ends the cell before it began:
-    the caller must not go on after an error.
+    def __init__(self, plan: Plan, own: Own, filters: Filters, name: str) -> None:
+        """Describe a jail; nothing happens yet.
 
-    Args:
-        plan: What the cell was promised.
-        sources: The granted descriptors' present numbers, in the order of the plan's grants.
-        own: ww's own descriptors.
+        Args:
+            plan: What the cell was promised.
+            own: ww's own descriptors.
+            filters: What system calls remain.
+            name: What the process is called.
+        """
+        self.plan = plan
+        self.own = own
+        self._filters = filters
+        self._name = name
 
-    Raises:
-        JailError: With the step's name.
-    """
-    links = {g.name: g.target for g in plan.grants if g.pathlink and g.name is not None}
-    table = [(s, g.target, g.cloexec) for s, g in zip(sources, plan.grants, strict=True)]
+    def enter(self, sources: Sequence[int], *, cloned: bool) -> None:
+        """Jail the calling process, which was just cloned into namespaces of its own.
 
-    # The spawner cloned this process into its namespaces and writes the id maps now.
-    _step("id maps", lifeline.wait, own.line)
-    _step("ids", namespaces.adopt_ids)
-    _step("mount propagation", mounts.make_private)
-    root = _step("root", mounts.make_root, links)
-    # Without a pathlink nothing needs proc, and what is not there gives nothing away.
-    proc = _step("proc", mounts.make_proc) if links else None
-    _step("attach root", mounts.attach, root, proc)
-    _step("pivot_root", mounts.leave_old_root)
-    _step("read-only root", mounts.seal_root)
-    # The network needs no step: a new network namespace holds nothing but a `lo` that is down.
-    _step("descriptors", descriptors.place, table, own[:3], own.listing)
-    _step("session", session.isolate)
-    _step("limits", limits.apply)
-    _step("privileges", privileges.drop_all)
-    # Last, because changes of ids and privileges undo it.
-    _step("lifeline", lifeline.tie, own.line)
+        No step can be skipped, and none is repeated. Whatever fails ends the cell before it
+        began: the caller must not go on after an error.
+
+        Args:
+            sources: The granted descriptors' present numbers, in the order of the plan's grants.
+            cloned: Whether those of directories are mounts of their own already, made by a
+                spawner that is privileged outside.
+
+        Raises:
+            JailError: With the step's name.
+        """
+        # The spawner cloned this process, and has made what it makes for it when this returns.
+        _step("id maps", lifeline.wait, self.own.line)
+        present = dict(zip(self.plan.grants, sources, strict=True))
+        if self.plan.isolation == "full":
+            self._leave_host(present, cloned=cloned)
+        else:
+            self._leave_files()
+        self._take_away(present)
+
+    def _leave_host(self, present: dict[Grant, int], *, cloned: bool) -> None:
+        """Get a root, a network and ids of its own, in namespaces that it was cloned into.
+
+        Args:
+            present: The granted descriptors; those of directories are replaced.
+            cloned: As of :meth:`enter`.
+        """
+        plan = self.plan
+        links = {g.name: g.target for g in plan.grants if g.pathlink and g.guest is None and g.name}
+        targets = [g.target for g in plan.directories]
+        scratch = plan.limits.scratch
+        _step("ids", namespaces.adopt_ids)
+        _step("mount propagation", mounts.make_private)
+        trees = {
+            grant.target: present[grant]
+            if cloned
+            else _step(
+                "directories",
+                mounts.reopen_tree,
+                present[grant],
+                read_only="w" not in grant.mode,
+            )
+            for grant in plan.directories
+        }
+        root = _step("root", mounts.make_root, links, targets, scratch)
+        # Without a pathlink nothing needs proc, and what is not there gives nothing away.
+        proc = _step("proc", mounts.make_proc) if links else None
+        _step("attach root", mounts.attach, root, proc, trees, scratch)
+        _step("pivot_root", mounts.leave_old_root)
+        _step("read-only root", mounts.seal_root)
+        # Without it, a new network namespace holds nothing but a `lo` that is down.
+        if plan.network == "loopback":
+            _step("network", network.raise_loopback)
+        opened, temporary = _step("directories", mounts.open_directories, targets, scratch)
+        if temporary is not None:
+            self.own = self.own._replace(scratch=temporary)
+        present.update({grant: opened[grant.target] for grant in plan.directories})
+        _step("session", session.rename_host)
+        _step("session", session.leave_keyring)
+
+    def _leave_files(self) -> None:
+        """Get an empty root and unprivileged ids, where the machine gives no namespaces to root."""
+        _step("root", chroot.leave_files)
+        _step("ids", chroot.change_ids, self.plan.uid, self.plan.gid)
+
+    def _take_away(self, present: dict[Grant, int]) -> None:
+        """Give up everything that was not granted."""
+        plan, own = self.plan, self.own
+        table = [(present[g], g.target, g.cloexec) for g in plan.grants]
+        _step("descriptors", descriptors.place, table, self._kept(), own.listing)
+        _step("session", session.isolate, self._name)
+        _step("limits", self._limit)
+        _step("code", code.freeze, own.listing)
+        _step("privileges", privileges.drop_all)
+        # Changes of ids and privileges undo it, and the filters forbid it.
+        _step("lifeline", lifeline.tie, own.line)
+        files = [(g.target, g.mode) for g in plan.grants if g.pathlink and g.guest is None]
+        directories = [(g.target, g.mode) for g in plan.directories]
+        if own.scratch >= 0:
+            directories.append((own.scratch, "rw"))
+        _step("landlock", landlock.restrict, [own.code], files, directories)
+        # The code is opened by its number from here.
+        _step("descriptors", os.fchdir, own.listing)
+        _step("seccomp", seccomp.install, self._filters.first)
+
+    def seal(self) -> None:
+        """Take away what loading the code needed; to be called before any of it runs.
+
+        Raises:
+            JailError: With the step's name.
+        """
+        own = self.own
+        _step("descriptors", os.chdir, "/")
+        kept = {fd for fd in self._kept() if fd != own.code}
+        targets = {grant.target for grant in self.plan.grants}
+        # The code's file goes, and the copy of its descriptor that the engine holds on to.
+        _step("descriptors", descriptors.keep_only, targets | kept, own.listing)
+        _step("descriptors", os.close, own.listing)
+        _step("seccomp", seccomp.install, self._filters.last)
+
+    def _kept(self) -> list[int]:
+        return [fd for fd in self.own if fd >= 0]
+
+    def _limit(self) -> None:
+        """Take the measure of what is open now, and set the limits above it."""
+        grants = self.plan.grants
+        writable = [g.target for g in grants if "w" in g.mode and g.guest is None]
+        highest = max([*self._kept(), *(g.target for g in grants)])
+        limits.apply(self.plan.limits, limits.ceilings(writable, highest, self.own.listing))
 
 
 def _step(name: str, act: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

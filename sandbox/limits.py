@@ -1,11 +1,34 @@
 """Step 9: resource limits of the cell's process; setrlimit(2)."""
 
+import os
 import resource
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from sandbox.errors import JailError
+from sandbox.policy import Limits
 
 # The engine reserves 4 GiB of addresses and as much of guard pages for each of two memories.
 _ADDRESS_SPACE = 16 << 30
+# What the host itself may allocate beside the cell's memory: Python, the engine's own tables.
+HOST_MEMORY = 256 << 20
+# Descriptors that the host needs for a moment, for itself: two walks along a path (_MOST_HELD of
+# sandbox.wasi.tree) are the most.
+_HOST_DESCRIPTORS = 40
+
+
+class Ceilings(NamedTuple):
+    """What the limits of a process are counted from; taken just before it becomes a cell's.
+
+    Attributes:
+        data: Bytes of writable private memory that it has already; RLIMIT_DATA counts them.
+        files: The size of the largest file that the cell may write, in bytes.
+        descriptors: The highest number of its descriptors.
+    """
+
+    data: int
+    files: int
+    descriptors: int
 
 
 def raise_descriptor_limit() -> None:
@@ -18,13 +41,38 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def apply() -> None:
-    """Forbid locked memory, message queues and real-time priority to the cell.
+def ceilings(writable: Iterable[int], descriptors: int, listing: int) -> Ceilings:
+    """Measure what this process has already.
+
+    Args:
+        writable: Descriptors that the cell may write.
+        descriptors: The highest number among all that it has.
+        listing: A descriptor of this process's /proc/self/fd; no path leads there any more.
+
+    Raises:
+        OSError: As open(2) says.
+    """
+    statm = os.open("../statm", os.O_RDONLY | os.O_CLOEXEC, dir_fd=listing)
+    try:
+        # The sixth number is data and stack, in pages; proc_pid_statm(5).
+        data = int(os.read(statm, 256).split()[5]) * resource.getpagesize()
+    finally:
+        os.close(statm)
+    sizes = [os.fstat(fd).st_size for fd in writable]
+    return Ceilings(data, max(sizes, default=0), descriptors)
+
+
+def apply(limits: Limits, above: Ceilings) -> None:
+    """Set every limit of the process, soft and hard alike: none can be raised again.
+
+    Args:
+        limits: What the cell may use up.
+        above: What the process has already.
 
     Raises:
         JailError: If the caller's RLIMIT_AS leaves the engine no room.
         OSError: As setrlimit(2) says.
-        ValueError: Never for these values: each lowers a limit.
+        ValueError: Likewise.
     """
     space = resource.getrlimit(resource.RLIMIT_AS)[0]
     if space != resource.RLIM_INFINITY and space < _ADDRESS_SPACE:
@@ -38,3 +86,26 @@ def apply() -> None:
         resource.RLIMIT_NICE,
     ):
         resource.setrlimit(limit, (0, 0))
+    # One more than the control group allows, where there is one: what that refuses is told as a
+    # limit, and what this refuses is not.
+    _lower(resource.RLIMIT_NPROC, limits.pids + 1)
+    _lower(resource.RLIMIT_NOFILE, above.descriptors + 1 + limits.nofile + _HOST_DESCRIPTORS)
+    if limits.cpu is not None:
+        # For when the spawner is stopped, which ends the cell at the limit itself. Not the same:
+        # what the kernel compares with it here are ticks, and a process that is often interrupted
+        # may be charged many that it did not use (kernel/sched/cputime.c).
+        # Hard and soft the same: the signal of the soft one, SIGXCPU, does not reach the first
+        # process of a pid namespace, and SIGKILL does (kernel/time/posix-cpu-timers.c).
+        _lower(resource.RLIMIT_CPU, 2 * limits.cpu)
+    if limits.output is not None:
+        _lower(resource.RLIMIT_FSIZE, above.files + limits.output)
+    if limits.memory is not None:
+        _lower(resource.RLIMIT_DATA, above.data + limits.memory + HOST_MEMORY)
+
+
+def _lower(limit: int, value: int) -> None:
+    """Set a limit, or leave it where the caller's own is lower already."""
+    hard = resource.getrlimit(limit)[1]
+    if hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
+    resource.setrlimit(limit, (value, value))

@@ -3,17 +3,38 @@
 No path of the host is created, written or followed. The new file systems are made detached
 (fsopen(2), fsmount(2)), everything in them is made through their descriptors, and the finished
 root is attached on top of the old one in the cell's own mount namespace only.
+
+A directory's descriptor is a way out of every root (``..``), so none that was granted reaches the
+cell. It gets one of a copy of the mount (open_tree(2)) that begins at that directory, above which
+lies nothing but the cell's own root. The copy, and those of all mounts below, carry the flags that
+the originals have and those of the jail, which the kernel enforces for every process alike:
+nothing is executed, set-user-id or a device, and of a directory granted for reading nothing is
+changed. What a read-only mount does not hold are its pipes and sockets, which are no part of the
+file system: Landlock and the system call filter hold them.
 """
 
+import errno
 import os
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Mapping, Sequence
 
 from sandbox import syscalls
+from sandbox.errors import JailError
 
 _HARDENED = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
 # Links and directories only: each costs one inode and no block.
 _ROOT_BYTES = "64k"
 _ROOT_SPARE_INODES = 16
+
+# Where the granted directories are attached in the root. No pathlink has a name like these, with
+# a dot in front, and no descriptor is needed to make them.
+_TREES = ".dirs"
+_SCRATCH = "tmp"
+# An inode for each page, and so for each file that is not empty; empty ones and directories cost
+# the kernel's memory as well, about 1 KiB each.
+_SCRATCH_PAGE = 4096
+_FEWEST_INODES = 64
+_MOST_INODES = 1 << 16
 
 
 def _make(filesystem: str, options: Iterable[tuple[str, str]], attributes: int) -> int:
@@ -36,11 +57,105 @@ def make_private() -> None:
     syscalls.make_mounts_private()
 
 
-def make_root(pathlinks: dict[str, int]) -> int:
-    """Make the cell's root: a small tmpfs that holds the pathlinks, not attached anywhere yet.
+def clone_tree(fd: int, *, read_only: bool) -> int:
+    """Re-root a granted directory: copy its mounts from there down, and take rights away.
+
+    It is for root, in the mount namespace that the directory was opened in. The process of a cell
+    that root runs has no id but an unprivileged one of the host's (65534, unless it was told
+    another), so it can do with the files in there what their owners let that id do.
+
+    Args:
+        fd: A descriptor of the directory.
+        read_only: Of a directory that is granted for reading only.
+
+    Returns:
+        A descriptor of the copy, attached nowhere, close-on-exec.
+
+    Raises:
+        JailError: ENOENT for a directory that was deleted.
+        OSError: ENOTDIR for what is no directory; EINVAL for one in another mount namespace.
+    """
+    _check_alive(os.fstat(fd))
+    tree = syscalls.open_tree_clone(fd)
+    attributes = _HARDENED | (syscalls.MOUNT_ATTR_RDONLY if read_only else 0)
+    try:
+        # Private, or a mount that the host makes below the directory later would appear in the
+        # copy too, with the flags that the host gave it.
+        syscalls.mount_setattr(tree, attributes, propagation=syscalls.MS_PRIVATE, recursive=True)
+    except OSError:
+        os.close(tree)
+        raise
+    return tree
+
+
+def reopen_tree(fd: int, *, read_only: bool) -> int:
+    """Re-root a granted directory that was opened in the mount namespace this one is a copy of.
+
+    It is for an ordinary user, who may copy mounts only in a mount namespace of his own. So the
+    directory is looked for at the path that the kernel knows for the descriptor, and what is found
+    there must be the same directory.
+
+    Args:
+        fd: A descriptor of the directory.
+        read_only: Of a directory that is granted for reading only.
+
+    Returns:
+        A descriptor of the copy, attached nowhere, close-on-exec.
+
+    Raises:
+        JailError: ENOENT or ESTALE if the directory was deleted, moved or covered since.
+        OSError: ENAMETOOLONG for a path longer than the kernel tells or takes; as open(2) and
+            open_tree(2) say otherwise.
+    """
+    granted = os.fstat(fd)
+    _check_alive(granted)
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    # The kernel's path has no links in it. One that is there now was not there before.
+    resolve = syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
+    try:
+        directory = syscalls.openat2(syscalls.AT_FDCWD, path, flags, resolve)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        raise _not_there(f"it is not at {path!r} any more", errno.ESTALE) from error
+    try:
+        found = os.fstat(directory)
+        if (found.st_dev, found.st_ino) != (granted.st_dev, granted.st_ino):
+            raise _not_there(f"another directory is at {path!r}", errno.ESTALE)
+        if os.fstatvfs(fd).f_flag & ~os.fstatvfs(directory).f_flag & os.ST_RDONLY:
+            raise _not_there(f"it was read-only, and is not at {path!r}", errno.ESTALE)
+        return clone_tree(directory, read_only=read_only)
+    finally:
+        os.close(directory)
+
+
+def _check_alive(status: os.stat_result) -> None:
+    """Refuse what is no directory, or was one until it was deleted.
+
+    Raises:
+        JailError: ENOENT if it was deleted.
+        OSError: ENOTDIR for anything else.
+    """
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), "open_tree")
+    if status.st_nlink == 0:
+        raise _not_there("it was deleted", errno.ENOENT)
+
+
+def _not_there(what: str, number: int) -> JailError:
+    return JailError("directories", f"cannot re-root a granted directory: {what}", number)
+
+
+def make_root(pathlinks: dict[str, int], directories: Sequence[int], scratch: int) -> int:
+    """Make the cell's root: a small tmpfs that is not attached anywhere yet.
+
+    It holds the pathlinks, and a place for everything that is to be attached in it.
 
     Args:
         pathlinks: Names in the root directory, each with the descriptor's number in the cell.
+        directories: The numbers in the cell of the granted directories.
+        scratch: Bytes of the writable /tmp; 0 for none.
 
     Returns:
         A descriptor of the root, close-on-exec.
@@ -48,11 +163,17 @@ def make_root(pathlinks: dict[str, int]) -> int:
     Raises:
         OSError: As fsopen(2), fsmount(2) and symlink(2) say; EEXIST for a name that is there.
     """
-    inodes = str(_ROOT_SPARE_INODES + len(pathlinks))
+    inodes = str(_ROOT_SPARE_INODES + len(pathlinks) + len(directories))
     options = (("size", _ROOT_BYTES), ("nr_inodes", inodes), ("mode", "0555"))
     root = _make("tmpfs", options, _HARDENED)
     if pathlinks:
         os.mkdir("proc", 0o555, dir_fd=root)
+    if directories:
+        os.mkdir(_TREES, 0o555, dir_fd=root)
+    for target in directories:
+        os.mkdir(f"{_TREES}/{target}", 0o555, dir_fd=root)
+    if scratch:
+        os.mkdir(_SCRATCH, 0o555, dir_fd=root)
     for name, target in pathlinks.items():
         os.symlink(f"/proc/self/fd/{target}", name, dir_fd=root)
     return root
@@ -74,10 +195,38 @@ def make_proc() -> int:
     return _make("proc", options, _HARDENED | syscalls.MOUNT_ATTR_RDONLY)
 
 
-def attach(root: int, proc: int | None) -> None:
-    """Attach the new root over the old one, and proc (if any) inside it; close both descriptors.
+def _make_scratch(size: int) -> int:
+    """Make a tmpfs that nobody but the cell may write; tmpfs(5).
+
+    Returns:
+        A descriptor of its root, close-on-exec.
+
+    Raises:
+        OSError: EINVAL for a size that the kernel cannot count; as fsopen(2) says otherwise.
+    """
+    inodes = min(max(_FEWEST_INODES, size // _SCRATCH_PAGE), _MOST_INODES)
+    options = (("size", str(size)), ("nr_inodes", str(inodes)), ("mode", "0700"))
+    scratch = _make("tmpfs", options, _HARDENED)
+    # The kernel takes a number of any length and drops what is above 64 bits (memparse() of
+    # lib/cmdline.c); what is left may be 0, which is no bound at all, and reads as 0 here.
+    made = os.fstatvfs(scratch)
+    if not 0 < made.f_blocks <= -(-size // made.f_frsize) or not 0 < made.f_files <= inodes:
+        os.close(scratch)
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), f"tmpfs of {size} bytes")
+    return scratch
+
+
+def attach(root: int, proc: int | None, trees: Mapping[int, int], scratch: int) -> None:
+    """Attach the new root over the old one, and the rest inside it; close all the descriptors.
 
     The current directory is the new root afterwards.
+
+    Args:
+        root: A descriptor of the root, from :func:`make_root`.
+        proc: One of proc, from :func:`make_proc`.
+        trees: Those of the granted directories, from :func:`clone_tree` or :func:`reopen_tree`,
+            by the directories' numbers in the cell.
+        scratch: Bytes of the writable /tmp; 0 for none.
 
     Raises:
         OSError: As move_mount(2) says.
@@ -87,6 +236,13 @@ def attach(root: int, proc: int | None) -> None:
     if proc is not None:
         syscalls.move_mount(proc, root, "proc")
         os.close(proc)
+    for target, tree in trees.items():
+        syscalls.move_mount(tree, root, f"{_TREES}/{target}")
+        os.close(tree)
+    if scratch:
+        temporary = _make_scratch(scratch)
+        syscalls.move_mount(temporary, root, _SCRATCH)
+        os.close(temporary)
     os.close(root)
 
 
@@ -104,6 +260,8 @@ def leave_old_root() -> None:
 def seal_root() -> None:
     """Make the root read-only, for good: the cell holds no capability to change it back.
 
+    What is attached in it keeps its own flags.
+
     Raises:
         OSError: As mount_setattr(2) says.
     """
@@ -112,3 +270,29 @@ def seal_root() -> None:
         syscalls.mount_setattr(root, syscalls.MOUNT_ATTR_RDONLY)
     finally:
         os.close(root)
+
+
+def open_directories(targets: Iterable[int], scratch: int) -> tuple[dict[int, int], int | None]:
+    """Open what is attached in the new root, once there is no other.
+
+    Args:
+        targets: The numbers in the cell of the granted directories.
+        scratch: Bytes of the writable /tmp; 0 for none.
+
+    Returns:
+        Descriptors by those numbers, and one of /tmp or ``None``; all of them close-on-exec, and
+        at numbers that mean nothing.
+
+    Raises:
+        OSError: EACCES for a directory that the cell's user on the host may not read.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    opened = {}
+    for target in targets:
+        try:
+            opened[target] = os.open(f"/{_TREES}/{target}", flags)
+        except OSError as error:
+            # The path is the jail's, and says nothing to the reader of the message.
+            where = f"the directory granted as fd {target}"
+            raise OSError(error.errno, error.strerror, where) from error
+    return opened, os.open(f"/{_SCRATCH}", flags) if scratch else None

@@ -4,6 +4,7 @@ import errno
 import os
 
 from sandbox import syscalls
+from sandbox.policy import Isolation
 
 # The cell's user and group id inside: the kernel's overflow id (/proc/sys/kernel/overflowuid),
 # which carries no meaning. There is no id 0 inside, so nothing there can be root.
@@ -20,12 +21,17 @@ _ALWAYS = (
 )
 
 
-def flags() -> int:
+def flags(isolation: Isolation = "full") -> int:
     """Return the CLONE_NEW* flags of a cell: all that exist here; namespaces(7).
 
     Time namespaces came with Linux 5.6 and can be left out of a kernel. They hide the host's
     uptime and nothing else, so a kernel without them does not make a weaker jail.
+
+    Args:
+        isolation: With ``chroot``, there are none.
     """
+    if isolation == "chroot":
+        return 0
     time = syscalls.CLONE_NEWTIME if os.path.exists("/proc/self/ns/time") else 0
     return _ALWAYS | time
 

@@ -3,7 +3,8 @@
 import json
 from typing import Any, NamedTuple
 
-from sandbox.grants import Grant
+from sandbox.grants import FIRST_PREOPEN, Grant
+from sandbox.policy import Isolation, Limits, Network
 
 
 class Plan(NamedTuple):
@@ -15,6 +16,16 @@ class Plan(NamedTuple):
         env: The cell's whole environment.
         uid: The user id on the host that the cell's process runs as; never 0.
         gid: The group id on the host: an ordinary caller's own, whichever that is.
+        digest: The SHA-256 of the cell's bytes, as hexadecimal digits; its compiled form is kept
+            under it.
+        limits: What it may use up.
+        network: What its network namespace holds: a ``lo`` that is down, or one that is up.
+        required: Which of :data:`sandbox.policy.FEATURES` must not be missing.
+        isolation: How it is kept apart.
+        content: The path at which the cell finds a read-only directory whose content the runner
+            serves; empty for none. If there is one, the connection for it is the last descriptor
+            that travels with the plan.
+        terminals: The targets of terminals that the cell may know to be some.
     """
 
     grants: tuple[Grant, ...]
@@ -22,6 +33,34 @@ class Plan(NamedTuple):
     env: tuple[tuple[str, str], ...]
     uid: int
     gid: int
+    digest: str
+    limits: Limits = Limits()
+    network: Network = "none"
+    required: tuple[str, ...] = ()
+    isolation: Isolation = "full"
+    content: str = ""
+    terminals: tuple[int, ...] = ()
+
+    @property
+    def directories(self) -> tuple[Grant, ...]:
+        """The grants of directories, in the order of the numbers at which libraries find them."""
+        found = [grant for grant in self.grants if grant.guest is not None]
+        return tuple(sorted(found, key=lambda grant: grant.preopen))
+
+    @property
+    def scratch_preopen(self) -> int:
+        """The number of the writable /tmp, if there is one: after the directories."""
+        return FIRST_PREOPEN + len(self.directories)
+
+    @property
+    def content_preopen(self) -> int:
+        """The number of the directory of served content, if there is one: after that of /tmp."""
+        return self.scratch_preopen + (1 if self.limits.scratch else 0)
+
+    @property
+    def root_preopen(self) -> int:
+        """The number of the directory that holds the pathlinks, if there are any: the last."""
+        return self.content_preopen + (1 if self.content else 0)
 
     def encode(self) -> bytes:
         """Return the plan as bytes for :meth:`decode`."""
@@ -36,13 +75,21 @@ class Plan(NamedTuple):
         """
         fields: Any = json.loads(data)
         try:
-            grants, argv, env, uid, gid = fields
+            grants, argv, env, uid, gid, digest, limits, network, required, *rest = fields
+            isolation, content, terminals = rest
             return cls(
                 grants=tuple(Grant(*grant) for grant in grants),
                 argv=tuple(argv),
                 env=tuple((key, value) for key, value in env),
                 uid=int(uid),
                 gid=int(gid),
+                digest=str(digest),
+                limits=Limits(*limits),
+                network=network,
+                required=tuple(required),
+                isolation=isolation,
+                content=str(content),
+                terminals=tuple(terminals),
             )
         except TypeError as error:
             raise ValueError(f"not a plan: {error}") from error

@@ -8,26 +8,45 @@ import prctl
 
 from sandbox import syscalls
 
-_NAME = "cell"
+_HOST_NAME = "cell"
 
 
-def isolate() -> None:
-    """Leave the caller's session, terminal, keyring, umask and names; forbid core dumps.
+def rename_host() -> None:
+    """Set a host name that says nothing of the host's.
 
     Raises:
-        OSError: If any of it fails.
+        OSError: As sethostname(2) says.
     """
-    os.setsid()
-    os.umask(0o077)
-    syscalls.sethostname(_NAME)
-    prctl.set_name(_NAME)
-    _forbid_core_dumps()
+    syscalls.sethostname(_HOST_NAME)
+
+
+def leave_keyring() -> None:
+    """Leave the caller's session keyring for an empty one.
+
+    Raises:
+        OSError: As keyctl(2) says.
+    """
     try:
         syscalls.join_new_session_keyring()
     except OSError as error:
         # A kernel without keys (CONFIG_KEYS) has no keyring to leave.
         if error.errno != errno.ENOSYS:
             raise
+
+
+def isolate(name: str) -> None:
+    """Leave the caller's session, terminal, umask and name; forbid core dumps.
+
+    Args:
+        name: The process's own, as ps(1) shows it.
+
+    Raises:
+        OSError: If any of it fails.
+    """
+    os.setsid()
+    os.umask(0o077)
+    prctl.set_name(name)
+    _forbid_core_dumps()
 
 
 def _forbid_core_dumps() -> None:

@@ -5,42 +5,77 @@ before it is asked to run anything, and it keeps to one thread: only such a proc
 child into a new user namespace. It serves one connection and ends with it, and so do its cells.
 """
 
+import errno
 import gc
 import os
-import select
 import signal
 import socket
 import sys
-from collections.abc import Callable, Container
-from typing import NamedTuple, NoReturn
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple, NoReturn, Protocol
 
 import prctl
 
-from sandbox import descriptors, jail, lifeline, limits, namespaces, session, syscalls, wire
+from sandbox import (
+    cgroups,
+    compiling,
+    descriptors,
+    landlock,
+    lifeline,
+    limits,
+    mounts,
+    namespaces,
+    network,
+    seccomp,
+    session,
+    syscalls,
+    watch,
+    wire,
+)
 from sandbox.errors import JailError
+from sandbox.inside import Inside, Own
+from sandbox.jail import Filters, Jail
 from sandbox.outcome import Outcome
 from sandbox.plan import Plan
 from sandbox.wasi.cell import CellHost
 
-# One message from the cell's process; a longer report of a trap is cut there.
-_MOST_OUTCOME = 64 << 10
 
-# The cell's process says this when it is in its jail, before it touches the cell's bytes.
-_ENTERED = b"entered"
-# What it may say before that, and what after, when it may be somebody else's.
-_BEFORE = ("jail", "fault")
-_AFTER = ("exit", "trap", "rejected", "fault")
+class Host(Protocol):
+    """What loads cells, compiles and runs them."""
 
-# What runs in the jail: gets the plan, and descriptors of the cell's bytes and of /dev/null;
-# returns the outcome.
-Body = Callable[[Plan, int, int], Outcome]
+    def find(self, plan: Plan, code: int) -> int | None:
+        """Return a descriptor of a cell's compiled form, if there is one that can be used."""
+
+    def keep(self, plan: Plan, artifact: int) -> None:
+        """Keep a compiled form for later."""
+
+    def compile(self, inside: Inside) -> Outcome:
+        """Compile a cell, in a jail that holds nothing else; exit code 0 is success."""
+
+    def run(self, inside: Inside) -> Outcome:
+        """Run a cell, in its jail."""
 
 
-class _Child(NamedTuple):
-    """A cell's process, as the spawner knows it."""
+class Work(NamedTuple):
+    """What a jailed process is made for.
 
-    pidfd: int
-    line: socket.socket
+    Attributes:
+        name: The process's own, as ps(1) shows it.
+        plan: What is promised to it.
+        fds: What it loads, then the sources of the plan's grants, then what serves its content.
+        filters: What system calls remain.
+        body: What it does in its jail.
+        cloned: Whether the sources of directories are mounts of their own already.
+    """
+
+    name: str
+    plan: Plan
+    fds: Sequence[int]
+    filters: Filters
+    body: Callable[[Inside], Outcome]
+    cloned: bool = False
 
 
 def main() -> NoReturn:
@@ -48,10 +83,15 @@ def main() -> NoReturn:
     channel = socket.socket(fileno=wire.SPAWNER_FD)
     try:
         become_spawner()
+        spawner = Spawner(channel, CellHost(sys.argv[1] or None))
+    except JailError as error:
+        _refuse(channel, Outcome("jail", error.errno, error.what, error.step))
     except OSError as error:
         what = f"{error.filename or 'start'}: {error.strerror}"
         _refuse(channel, Outcome("jail", error.errno or 0, what, "spawner"))
-    serve(channel, CellHost(sys.argv[1] or None).run)
+    except Exception as error:
+        _refuse(channel, Outcome("jail", 0, f"{type(error).__name__}: {error}", "spawner"))
+    spawner.serve()
 
 
 def become_spawner() -> None:
@@ -60,7 +100,9 @@ def become_spawner() -> None:
     Raises:
         OSError: If any of it fails.
     """
-    prctl.set_pdeathsig(signal.SIGKILL)
+    # The end of the connection is what ends it, and lets it clear up; but one that somebody has
+    # stopped would not see that.
+    prctl.set_pdeathsig(signal.SIGCONT)
     descriptors.close_all_above(wire.SPAWNER_FD)
     os.chdir("/")
     # Python's own handler would wait for wasm code to return.
@@ -91,150 +133,322 @@ def _refuse(channel: socket.socket, outcome: Outcome) -> NoReturn:
     os._exit(0)
 
 
-def serve(channel: socket.socket, body: Body) -> NoReturn:
-    """Run a cell for each request, one after the other, until the connection ends.
+class Spawner:
+    """The state of the process: its connection, and what it has made ready for cells."""
 
-    Args:
-        channel: The connection to the runner; see :mod:`sandbox.client` for what travels on it.
-        body: What runs in the jail.
-    """
-    if len(os.listdir("/proc/self/task")) != 1:
-        raise RuntimeError("the spawner has more than one thread")
-    # Objects made so far are never collected, so a collection in a child copies no page of theirs.
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        while (request := wire.receive(channel)) is not None:
-            payload, fds = request
-            wire.send(channel, _run(channel, Plan.decode(payload), fds, body).encode())
-    except (BrokenPipeError, ConnectionResetError, EOFError):
-        pass  # the runner is gone, and its cell went with it
-    os._exit(0)
+    def __init__(self, channel: socket.socket, host: Host) -> None:
+        """Make ready what every cell needs, because it costs more after a clone.
+
+        Args:
+            channel: The connection to the runner; see :mod:`sandbox.client` for what travels on it.
+            host: What loads cells and runs them.
+        """
+        self._channel = channel
+        self._host = host
+        cgroups.available()  # finds out, and removes what a dead spawner left
+
+    def serve(self) -> NoReturn:
+        """Run a cell for each request, one after the other, until the connection ends."""
+        if len(os.listdir("/proc/self/task")) != 1:
+            raise RuntimeError("the spawner has more than one thread")
+        # Objects made so far are never collected, so a collection in a child copies none of theirs.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        try:
+            while (request := wire.receive(self._channel)) is not None:
+                payload, fds = request
+                plan = Plan.decode(payload)
+                try:
+                    outcome = self._serve_one(plan, fds)
+                except JailError as error:
+                    outcome = Outcome("jail", error.errno, error.what, error.step)
+                except (BrokenPipeError, ConnectionResetError):
+                    raise
+                except OSError as error:
+                    what = f"{error.filename or 'spawner'}: {error.strerror}"
+                    outcome = Outcome("jail", error.errno or 0, what, "spawner")
+                finally:
+                    _close_all(fds)
+                wire.send(self._channel, outcome.encode())
+        except (BrokenPipeError, ConnectionResetError, EOFError):
+            pass  # the runner is gone, and its cell went with it
+        os._exit(0)
+
+    def _serve_one(self, plan: Plan, fds: list[int]) -> Outcome:
+        """Find or make a cell's compiled form, and run it.
+
+        Args:
+            plan: The cell's plan.
+            fds: The cell's bytes, the granted descriptors, and the connection for content, if there
+                is one; they are closed, and the list emptied, as soon as the cell has its copies.
+
+        Raises:
+            JailError: If a step on this side fails.
+        """
+        if plan.uid == 0:
+            raise JailError("id maps", "the cell would run as the host's root")
+        if plan.isolation == "chroot":
+            _check_chroot(plan)
+        if "landlock" in plan.required and not landlock.abi():
+            raise JailError("landlock", "it is required, and this kernel does not have it")
+        if plan.network == "loopback":
+            _prepare_network()
+        if plan.content:
+            _prepare_content()
+        code = fds[0]
+        wall = plan.limits.wall
+        deadline = None if wall is None else time.monotonic() + wall
+        artifact = self._host.find(plan, code)
+        outcome = Outcome("stale")
+        if artifact is not None:
+            outcome = self._run(plan, artifact, fds, deadline)
+        if outcome.kind == "stale":
+            # Not found, or found and refused by the engine, before anything of it ran.
+            compiled = self._compile(plan, code, deadline)
+            if isinstance(compiled, Outcome):
+                return compiled
+            outcome = self._run(plan, compiled, fds, deadline)
+        return outcome
+
+    def _run(self, plan: Plan, artifact: int, fds: list[int], deadline: float | None) -> Outcome:
+        """Run a cell from its compiled form, which is closed."""
+        with ExitStack() as stack:
+            stack.callback(os.close, artifact)
+            sources = fds[1:]
+            content = [sources.pop()] if plan.content else []
+            cloned = os.geteuid() == 0
+            if cloned:
+                sources = _clone_trees(plan, sources, stack)
+            wide = plan.directories or plan.limits.scratch
+            filters = _filters("run-directories" if wide else "run")
+            given = (artifact, *sources, *content)
+            child = self._spawn(Work("cell", plan, given, filters, self._host.run, cloned))
+
+            def started() -> None:
+                _close_all(fds)
+                wire.send(self._channel, wire.STARTED, [child.pidfd])
+
+            return watch.wait(child, self._channel.fileno(), plan.limits, deadline, started)
+
+    def _compile(self, plan: Plan, code: int, deadline: float | None) -> Outcome | int:
+        """Compile a cell in a jail of its own, which holds its bytes and room for the result.
+
+        Returns:
+            A descriptor of the sealed artifact; or how the compilation ended, if not well.
+        """
+        artifact, messages = compiling.new_memory("artifact"), compiling.new_memory("messages")
+        try:
+            jailed = compiling.plan_for(plan)
+            given = (code, artifact, messages)
+            filters = _filters("compile")
+            child = self._spawn(Work("compiler", jailed, given, filters, self._host.compile))
+            outcome = watch.wait(
+                child, self._channel.fileno(), jailed.limits, deadline, lambda: None
+            )
+            failure = compiling.failure(outcome, messages)
+            if failure is not None:
+                return failure
+            compiling.seal(artifact)
+            self._host.keep(plan, artifact)
+            kept, artifact = artifact, -1
+            return kept
+        finally:
+            os.close(messages)
+            if artifact >= 0:
+                os.close(artifact)
+
+    def _spawn(self, work: Work) -> watch.Child:
+        """Clone a child into new namespaces, map its ids, limit it, and let it go.
+
+        Raises:
+            JailError: If the clone or a step of this side fails; then no child is left.
+        """
+        plan = work.plan
+        cgroup = _cgroup(plan)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            _remove(cgroup)
+            raise JailError(
+                "lifeline", f"socketpair: {error.strerror}", error.errno or 0
+            ) from error
+        try:
+            into = None if cgroup is None else cgroup.clone_into
+            pid, pidfd = syscalls.fork_into(namespaces.flags(plan.isolation), into)
+        except OSError as error:
+            ours.close()
+            theirs.close()
+            _remove(cgroup)
+            raise JailError("namespaces", f"clone3: {error.strerror}", error.errno or 0) from error
+        if pid == 0:
+            ours.close()
+            self._channel.close()
+            _be_jailed(work, theirs.detach(), cgroup)
+        theirs.close()
+        child = watch.Child(pid, pidfd, ours.detach(), cgroup)
+        try:
+            process = namespaces.proc_directory(pidfd)
+            if plan.isolation == "full":
+                namespaces.write_id_maps(process, plan.uid, plan.gid)
+            session.prefer_as_oom_victim(process)
+            lifeline.let_go(child.line)
+        except OSError as error:
+            child.kill()
+            _remove(cgroup)
+            what = f"{error.filename or 'lifeline'}: {error.strerror}"
+            raise JailError("id maps", what, error.errno or 0) from error
+        return child
 
 
-def _run(channel: socket.socket, plan: Plan, fds: list[int], body: Body) -> Outcome:
-    """Run one cell, from its clone to its end."""
-    try:
-        child = _spawn(channel, plan, fds, body)
-    except JailError as error:
-        return Outcome("jail", error.errno, error.what, error.step)
-    finally:
-        for fd in fds:
-            os.close(fd)
-    try:
-        told = _wait(channel, child)
-    finally:
-        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-        ended = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
-        os.close(child.pidfd)
-        child.line.close()
-    if told is not None:
-        return told
-    if ended is not None and ended.si_code == os.CLD_EXITED:
-        return Outcome("fault", what=f"the cell's process ended by itself, with {ended.si_status}")
-    return Outcome("signal", ended.si_status if ended is not None else signal.SIGKILL)
+def _close_all(fds: list[int]) -> None:
+    """Close descriptors, and forget their numbers."""
+    while fds:
+        os.close(fds.pop())
 
 
-def _spawn(channel: socket.socket, plan: Plan, fds: list[int], body: Body) -> _Child:
-    """Clone a child into new namespaces, map its ids, and let it go.
+def _check_chroot(plan: Plan) -> None:
+    """Hold that a plan asks for nothing that the weaker isolation cannot give.
 
     Raises:
-        JailError: If the clone or a step of this side fails; then no child is left.
+        JailError: If it does.
     """
-    if plan.uid == 0:
-        raise JailError("id maps", "the cell would run as the host's root")
-    try:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    except OSError as error:
-        raise JailError("lifeline", f"socketpair: {error.strerror}", error.errno or 0) from error
-    try:
-        pid, pidfd = syscalls.fork_into(namespaces.flags())
-    except OSError as error:
-        ours.close()
-        theirs.close()
-        raise JailError("namespaces", f"clone3: {error.strerror}", error.errno or 0) from error
-    if pid == 0:
-        ours.close()
-        channel.close()
-        _be_cell(plan, fds, theirs.detach(), body)
-    theirs.close()
-    try:
-        process = namespaces.proc_directory(pidfd)
-        namespaces.write_id_maps(process, plan.uid, plan.gid)
-        session.prefer_as_oom_victim(process)
-        lifeline.let_go(ours.fileno())
-    except OSError as error:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-        os.close(pidfd)
-        ours.close()
-        what = f"{error.filename or 'lifeline'}: {error.strerror}"
-        raise JailError("id maps", what, error.errno or 0) from error
-    return _Child(pidfd, ours)
+    if os.geteuid() != 0:
+        raise JailError("root", "only root can use --isolation chroot", errno.EPERM)
+    for asked, what in (
+        (plan.directories, "a directory"),
+        (plan.limits.scratch, "--scratch"),
+        (plan.network != "none", "--net loopback"),
+    ):
+        if asked:
+            raise JailError("root", f"{what} takes a mount or network namespace of the cell's own")
 
 
-def _be_cell(plan: Plan, fds: list[int], line: int, body: Body) -> NoReturn:
-    """Be the cell's process: jail it, run the body, report, end."""
+def _prepare_network() -> None:
+    """Load what a cell's network takes, before there is no file to load it from.
+
+    Raises:
+        JailError: If it is not installed.
+    """
     try:
+        network.prepare()
+    except ImportError as error:
+        raise JailError("network", str(error)) from error
+
+
+def _prepare_content() -> None:
+    """Load what asks for content, before there is no file to load it from."""
+    import sandbox.wasi.content  # noqa: F401
+
+
+def _filters(last: seccomp.Profile) -> Filters:
+    """Return the filters of a process, compiled now or before.
+
+    Raises:
+        JailError: If libseccomp is missing or refuses.
+    """
+    return Filters(seccomp.build("load"), seccomp.build(last))
+
+
+def _cgroup(plan: Plan) -> cgroups.Cgroup | None:
+    """Make a cell's control group, where the machine gives one.
+
+    Raises:
+        JailError: If it is required and there is none, or making it fails.
+    """
+    if plan.isolation == "chroot" and "cgroup" not in plan.required:
+        return None  # where namespaces are refused, nobody delegates control groups either
+    bounds = plan.limits
+    memory = bounds.memory
+    if memory is not None:
+        memory += bounds.scratch + limits.HOST_MEMORY
+    try:
+        made = cgroups.Cgroup.create(memory, bounds.pids)
+    except OSError as error:
+        what = f"{error.filename or 'mkdir'}: {error.strerror}"
+        raise JailError("cgroup", what, error.errno or 0) from error
+    if made is None and "cgroup" in plan.required:
+        raise JailError("cgroup", "it is required, and none may be made here")
+    return made
+
+
+def _remove(cgroup: cgroups.Cgroup | None) -> None:
+    if cgroup is not None:
+        cgroup.remove()
+
+
+def _clone_trees(plan: Plan, sources: list[int], stack: ExitStack) -> list[int]:
+    """Replace each granted directory by a mount of its own that begins there.
+
+    Raises:
+        JailError: If the kernel refuses it.
+    """
+    replaced = []
+    for grant, source in zip(plan.grants, sources, strict=True):
+        if grant.guest is None:
+            replaced.append(source)
+            continue
+        try:
+            tree = mounts.clone_tree(source, read_only="w" not in grant.mode)
+        except OSError as error:
+            what = f"{grant.name}: {error.filename or 'open_tree'}: {error.strerror}"
+            raise JailError("directories", what, error.errno or 0) from error
+        stack.callback(os.close, tree)
+        replaced.append(tree)
+    return replaced
+
+
+def _be_jailed(work: Work, line: int, cgroup: cgroups.Cgroup | None) -> NoReturn:
+    """Be the process: jail it, do its work, report, end."""
+    plan = work.plan
+
+    def report(outcome: Outcome) -> NoReturn:
+        try:
+            os.write(line, _fit(outcome).encode())
+        finally:
+            # No interpreter's end: what it would do belongs to the spawner's copy.
+            os._exit(0)
+
+    try:
+        if cgroup is not None:
+            _join(cgroup)
         listing = descriptors.open_listing()
-        cell, *sources = fds
+        code, *sources = work.fds
+        content = [sources.pop()] if plan.content else []
         targets = {grant.target for grant in plan.grants}
         null = os.dup(0)  # the spawner's, which is /dev/null
-        parked = descriptors.park((line, cell, null, listing), targets, listing)
-        line = parked[0]
-        own = jail.Own(*parked)
-        jail.enter(plan, sources, own)
-        os.write(line, _ENTERED)
-        outcome = body(plan, own.cell, own.null)
+        parked = descriptors.park((line, code, null, listing, *content), targets, listing)
+        own = Own(*parked[:4])
+        if content:
+            own = own._replace(content=parked[4])
+        line = own.line
+        jail = Jail(plan, own, work.filters, work.name)
+
+        def seal() -> None:
+            jail.seal()
+            os.write(line, watch.ENTERED)
+
+        jail.enter(sources, cloned=work.cloned)
+        outcome = work.body(Inside(plan, jail.own, seal, report))
     except JailError as error:
         outcome = Outcome("jail", error.errno, error.what, error.step)
     except BaseException as error:
         outcome = Outcome("fault", what=f"{type(error).__name__}: {error}")
+    report(outcome)
+
+
+def _join(cgroup: cgroups.Cgroup) -> None:
+    """Go into the control group, before anything is used that it should count.
+
+    Raises:
+        JailError: If that fails.
+    """
     try:
-        os.write(line, _fit(outcome).encode())
-    finally:
-        # No interpreter's end: what it would do belongs to the spawner's copy.
-        os._exit(0)
+        cgroup.join()
+    except OSError as error:
+        raise JailError("cgroup", f"join: {error.strerror}", error.errno or 0) from error
 
 
 def _fit(outcome: Outcome) -> Outcome:
     """Cut the text so that the encoded outcome (six bytes a character at most) fits a message."""
-    return outcome._replace(what=outcome.what[: _MOST_OUTCOME // 6 - 64])
-
-
-def _wait(channel: socket.socket, child: _Child) -> Outcome | None:
-    """Wait until a cell has told how it ended, has ended without, or shall end.
-
-    Returns:
-        What the cell's process said, or ``None``: it is to be killed if it still lives, because
-        the runner is gone, or closed its side, which asks for the same.
-    """
-    poller = select.poll()
-    for source in (channel, child.line, child.pidfd):
-        poller.register(source, select.POLLIN)
-    entered = False
-    while True:
-        ready = dict(poller.poll())
-        if child.line.fileno() in ready:
-            data = child.line.recv(_MOST_OUTCOME)
-            if not data:
-                poller.unregister(child.line)  # it will say no more; its end is what counts
-            elif data == _ENTERED and not entered:
-                entered = True
-                wire.send(channel, wire.STARTED, [child.pidfd])
-            else:
-                return _told(data, _AFTER if entered else _BEFORE)
-        elif channel.fileno() in ready or child.pidfd in ready:
-            return None
-
-
-def _told(data: bytes, kinds: Container[str]) -> Outcome:
-    """Return what a cell's process said, if that is an outcome it can have come to."""
-    try:
-        outcome = Outcome.decode(data)
-    except ValueError:
-        outcome = None
-    if outcome is None or outcome.kind not in kinds:
-        return Outcome("fault", what="the cell's process reported what cannot be")
-    return outcome
+    return outcome._replace(what=outcome.what[: watch.MOST_OUTCOME // 6 - 64])

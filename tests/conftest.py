@@ -478,7 +478,7 @@ def ww_account(account: Account, account_folders: Path) -> Ww:
 # --- what a run leaves behind --------------------------------------------------------------------
 
 _SHARED_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/run/lock")
-_OUR_NAMES = ("ww", "wetware", "cell", "spawner")
+_OUR_NAMES = ("ww", "wetware", "cell", "compiler", "spawner")
 _CGROUPS = Path("/sys/fs/cgroup")
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -521,10 +521,19 @@ def _is_ours(name: str) -> bool:
     return any(part in name.lower() for part in _OUR_NAMES) and not name.startswith("ww-test-")
 
 
+def _belongs_to_others(cgroup: str, below: Mapping[int, str]) -> bool:
+    """Whether a group's name tells of a spawner that lives and is none of this test run's."""
+    parts = cgroup.split("-")
+    if len(parts) < 3 or not parts[2].isdigit():
+        return False
+    return int(parts[2]) not in below and os.path.exists(f"/proc/{parts[2]}")
+
+
 def _snapshot(private: Path | None) -> dict[str, str]:
     """Everything that a run could leave, each with a text that says what it is."""
     things: dict[str, str] = {}
-    for pid, name in _descendants().items():
+    below = _descendants()
+    for pid, name in below.items():
         things[f"process {pid}"] = f"process {pid} ({name})"
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         number = line.split()[0]
@@ -545,7 +554,7 @@ def _snapshot(private: Path | None) -> dict[str, str]:
                 things[f"{folder}/{name}"] = f"file {folder}/{name}"
     for folder, folders, _ in os.walk(_CGROUPS):
         for name in folders:
-            if _is_ours(name):
+            if _is_ours(name) and not _belongs_to_others(name, below):
                 things[f"cgroup {folder}/{name}"] = f"cgroup {folder}/{name}"
     return things
 

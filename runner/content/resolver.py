@@ -61,7 +61,7 @@ class ContentPath(NamedTuple):
         return _PREFIX + "/".join((str(self.root), *self.names))
 
 
-class _Node(NamedTuple):
+class Node(NamedTuple):
     """A block as UnixFS sees it; a raw block is a file without links."""
 
     cid: Cid
@@ -78,7 +78,7 @@ class File:
         size: Its size in bytes, exactly that of what :meth:`chunks` yields.
     """
 
-    def __init__(self, store: Blockstore, path: ContentPath, root: _Node, size: int) -> None:
+    def __init__(self, store: Blockstore, path: ContentPath, root: Node, size: int) -> None:
         self.path = path
         self.cid = root.cid
         self.size = size
@@ -107,8 +107,8 @@ class File:
                         hint="export it again with the usual chunk size",
                         code=EXIT_LIMIT,
                     )
-                node = _load(self._store, cid, self.path)
-                found = _file_size(node, self.path)
+                node = load_node(self._store, cid, self.path)
+                found = file_size(node, self.path)
                 if found != size:
                     raise _malformed(
                         self.path, cid, f"it has {found} bytes of file, and {size} were promised"
@@ -123,7 +123,7 @@ class File:
                 stack.pop()
 
     @staticmethod
-    def _parts(node: _Node) -> Iterator[Buffer]:
+    def _parts(node: Node) -> Iterator[Buffer]:
         if node.data.data:
             yield node.data.data
 
@@ -197,12 +197,12 @@ def resolve_file(store: Blockstore, path: str, *, max_size: int = DEFAULT_MAX_SI
             (EXIT_LIMIT); a block is damaged or malformed (EXIT_FAILURE).
     """
     parsed = parse_path(path)
-    node = _load(store, parsed.root, parsed)
+    node = load_node(store, parsed.root, parsed)
     for index, name in enumerate(parsed.names):
         above = ContentPath(parsed.root, parsed.names[:index])
-        node = _load(store, _entry(store, node, name, above), parsed)
+        node = load_node(store, find_entry(store, node, name, above), parsed)
     _check_is_file(node, parsed)
-    size = _file_size(node, parsed)
+    size = file_size(node, parsed)
     if size > max_size:
         raise WwError(
             str(parsed),
@@ -212,8 +212,12 @@ def resolve_file(store: Blockstore, path: str, *, max_size: int = DEFAULT_MAX_SI
     return File(store, parsed, node, size)
 
 
-def _entry(store: Blockstore, node: _Node, name: str, above: ContentPath) -> Cid:
-    """Return the CID of the entry ``name`` of the directory ``node``, which is at ``above``."""
+def find_entry(store: Blockstore, node: Node, name: str, above: ContentPath) -> Cid:
+    """Return the CID of the entry ``name`` of the directory ``node``, which is at ``above``.
+
+    Raises:
+        WwError: There is none (code EXIT_NOT_FOUND), or as :func:`resolve_file`.
+    """
     try:
         if node.data.type == unixfs.DIRECTORY:
             link = directory.entries(node.links).get(name)
@@ -236,7 +240,35 @@ def _entry(store: Blockstore, node: _Node, name: str, above: ContentPath) -> Cid
     return link.cid
 
 
-def _load(store: Blockstore, cid: Cid, path: ContentPath) -> _Node:
+def list_entries(store: Blockstore, node: Node, path: ContentPath) -> Iterator[Link]:
+    """Yield the entries of the directory ``node``, which is at ``path``.
+
+    Raises:
+        WwError: A part of the directory is missing, damaged or malformed.
+    """
+    try:
+        if node.data.type == unixfs.HAMT_SHARD:
+            from runner.content import hamt
+
+            yield from hamt.entries(node.links, node.data, store.get)
+        else:
+            yield from directory.entries(node.links).values()
+    except ContentError as error:
+        raise _malformed(path, node.cid, str(error)) from None
+
+
+def load_node(store: Blockstore, cid: Cid, path: ContentPath) -> Node:
+    """Return a block as UnixFS sees it.
+
+    Args:
+        store: Where it is.
+        cid: Its address.
+        path: The path that led there, for messages.
+
+    Raises:
+        WwError: It is missing (code EXIT_NOT_FOUND), damaged or malformed (EXIT_FAILURE), or
+            neither of a file nor of a directory (EXIT_CANNOT_RUN).
+    """
     if cid.codec not in (RAW, DAG_PB):
         raise WwError(
             str(path),
@@ -246,15 +278,19 @@ def _load(store: Blockstore, cid: Cid, path: ContentPath) -> _Node:
         )
     block = store.get(cid)
     if cid.codec == RAW:
-        return _Node(cid, (), unixfs.Data(unixfs.RAW, block, len(block)))
+        return Node(cid, (), unixfs.Data(unixfs.RAW, block, len(block)))
     try:
-        return _Node(cid, *unixfs.decode_node(block))
+        return Node(cid, *unixfs.decode_node(block))
     except ContentError as error:
         raise _malformed(path, cid, str(error)) from None
 
 
-def _file_size(node: _Node, path: ContentPath) -> int:
-    """Return the size of the file under a node, if what the node says of sizes is consistent."""
+def file_size(node: Node, path: ContentPath) -> int:
+    """Return the size of the file under a node, if what the node says of sizes is consistent.
+
+    Raises:
+        WwError: It is not, or the node is not of a file.
+    """
     data = node.data
     if data.type not in (unixfs.FILE, unixfs.RAW):
         raise _malformed(path, node.cid, "a part of a file is not a file")
@@ -274,11 +310,11 @@ def _file_size(node: _Node, path: ContentPath) -> int:
     return size
 
 
-def _children(node: _Node) -> Iterator[tuple[Cid, int]]:
+def _children(node: Node) -> Iterator[tuple[Cid, int]]:
     return zip((link.cid for link in node.links), node.data.blocksizes, strict=True)
 
 
-def _check_is_file(node: _Node, path: ContentPath) -> None:
+def _check_is_file(node: Node, path: ContentPath) -> None:
     """Refuse a node that was found under a path and is something else than a file."""
     match node.data.type:
         case unixfs.FILE | unixfs.RAW:

@@ -30,6 +30,9 @@ class Sources(NamedTuple):
         tables: Of ``--fd-from``.
         table_env: Of ``--table-env``: the variables that tables may see.
         stdio: Whether 0, 1 and 2 pass through.
+        dirs: Of ``--dir``.
+        scratch: Whether ``--scratch`` gives the cell a writable /tmp.
+        ipfs: Whether ``--with-ipfs`` gives it /ipfs.
     """
 
     fds: tuple[str, ...] = ()
@@ -39,13 +42,18 @@ class Sources(NamedTuple):
     tables: tuple[str, ...] = ()
     table_env: tuple[str, ...] = ()
     stdio: bool = True
+    dirs: tuple[str, ...] = ()
+    scratch: bool = False
+    ipfs: bool = False
 
 
 def collect(sources: Sources, inherited: Inherited, environ: MutableMapping[str, str]) -> GrantPlan:
     """Read all sources, merge them, and freeze the plan.
 
     What can be checked without waiting comes first, and a peer that hands over descriptors last.
-    A table on standard input leaves /dev/null there.
+    A table on standard input leaves /dev/null there. The directories of ``--dir``, and what a peer
+    has handed over, are open in this process afterwards, close-on-exec; after an error they are
+    closed.
 
     Args:
         sources: What the flags say.
@@ -55,9 +63,28 @@ def collect(sources: Sources, inherited: Inherited, environ: MutableMapping[str,
     Raises:
         WwError: With code 2 or 65, as each source says.
     """
+    opened: set[int] = set()
+    try:
+        return _collect(sources, inherited, environ, opened)
+    except BaseException:
+        for fd in opened:
+            os.close(fd)
+        raise
+
+
+def _collect(
+    sources: Sources, inherited: Inherited, environ: MutableMapping[str, str], opened: set[int]
+) -> GrantPlan:
+    """Do what :func:`collect` does, and note what has been opened for it."""
     requests, decorations = parse_fds(sources.fds)
     mappings = parse_maps(sources.maps)
+    directories: list[Request] = []
     _check_tables(sources.tables)
+    if sources.dirs:
+        from runner.grants.directories import open_directories, parse_directories
+
+        directories = open_directories(parse_directories(sources.dirs))
+        opened.update(request.source for request in directories)
     aliases: dict[str, str] = {}
     activated: tuple[Request, ...] = ()
     if sources.systemd is not None:
@@ -74,7 +101,6 @@ def collect(sources: Sources, inherited: Inherited, environ: MutableMapping[str,
             read = read_table(*_read(table), variables)
             table_requests += read.requests
             validators += read.validators
-    received: frozenset[int] = frozenset()
     handed: list[Request] = []
     inherited_by_flag: list[Request] = []
     if sources.fdctls:
@@ -87,13 +113,22 @@ def collect(sources: Sources, inherited: Inherited, environ: MutableMapping[str,
                 continue
             got = receive(channel)
             handed += got.requests
-            received |= got.sources
+            opened |= got.sources
     named = [*requests, *activated, *table_requests, *inherited_by_flag]
-    _hold_apart(named, received)
+    _hold_apart(named, opened)
     merged = merge(
-        [*requests, *handed, *activated, *table_requests], decorations, mappings, aliases
+        [*requests, *directories, *handed, *activated, *table_requests],
+        decorations,
+        mappings,
+        aliases,
     )
-    plan = build_plan(merged, inherited.with_received(received), stdio=sources.stdio)
+    plan = build_plan(
+        merged,
+        inherited.with_received(frozenset(opened)),
+        stdio=sources.stdio,
+        scratch=sources.scratch,
+        ipfs=sources.ipfs,
+    )
     if validators:
         from runner.grants.tables import Facts
 
@@ -107,14 +142,14 @@ def collect(sources: Sources, inherited: Inherited, environ: MutableMapping[str,
     return plan
 
 
-def _hold_apart(named: Iterable[Request], received: Set[int]) -> None:
-    """Hold that nobody names by its number what a peer has handed over since.
+def _hold_apart(named: Iterable[Request], opened: Set[int]) -> None:
+    """Hold that nobody names by its number what ww has opened or received since.
 
     Raises:
         WwError: With code 65: what was not inherited is not open, as far as flags can see.
     """
     for request in named:
-        if request.source in received:
+        if request.source in opened:
             raise WwError(
                 request.origin,
                 f"fd {request.source} is not open",
@@ -147,7 +182,10 @@ def check_table(
         return print_table(requests).rstrip()
     import json
 
-    return json.dumps([request._asdict() for request in requests], indent=2)
+    grants = [request._asdict() for request in requests]
+    for grant in grants:
+        del grant["guest"]  # no key of a table
+    return json.dumps(grants, indent=2)
 
 
 def _check_tables(tables: tuple[str, ...]) -> None:

@@ -18,7 +18,6 @@ _MEMFD: Final = "/memfd:"  # memfd_create(2)
 _NAMESPACE: Final = "/proc/self/ns/mnt"  # namespaces(7); every kernel has mount namespaces
 
 _NO_ACCESS: Final = "it is open for neither reading nor writing"
-_WAY_OUT: Final = "its '..' leads out of every jail"
 _NO_DATA: Final = "it is no file, stream or socket"
 
 
@@ -27,32 +26,34 @@ class Descriptor(NamedTuple):
 
     Attributes:
         what: What it is, in words: ``pipe (read end)``, ``listening tcp socket``.
-        mode: What its access mode allows; None if neither reading nor writing.
+        mode: What its access mode allows; None if neither reading nor writing. A directory is
+            open for reading only, always: here, what its mount allows.
         types: The types it may be granted as, the inferred one first; empty if none.
         refusal: Why it can never be granted; empty if it can.
+        directory: Whether it is a directory.
     """
 
     what: str
     mode: Mode | None
     types: tuple[FdType, ...]
     refusal: str = ""
+    directory: bool = False
 
 
 def describe(fd: int) -> Descriptor:
     """Ask the kernel about a descriptor, without reading from it or changing it.
 
-    Whatever is not known to be a file, a stream or a socket is refused. So is a directory:
-    ``openat(fd, "..")`` climbs out of it whatever root the process has.
+    Whatever is not known to be a file, a stream or a socket is refused.
 
     Raises:
-        OSError: With EBADF if it is not open.
+        OSError: With EBADF if it is not open; as fstat(2) and statvfs(3) say, if its file system
+            does not answer.
         WwError: With code 67 if /proc does not answer.
     """
     status = os.fstat(fd)
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     if flags & os.O_PATH:
-        refusal = _WAY_OUT if stat.S_ISDIR(status.st_mode) else _NO_ACCESS
-        return Descriptor("path opened with O_PATH", None, (), refusal)
+        return Descriptor("path opened with O_PATH", None, (), _NO_ACCESS)
     mode = _ACCESS_MODES.get(flags & os.O_ACCMODE)
     descriptor = _describe_kind(fd, status, mode)
     if mode is None and not descriptor.refusal:
@@ -77,7 +78,7 @@ def _describe_kind(fd: int, status: os.stat_result, mode: Mode | None) -> Descri
         case stat.S_IFREG:
             return _describe_regular(fd, status, mode)
         case stat.S_IFDIR:
-            return Descriptor("directory", mode, (), _WAY_OUT)
+            return Descriptor("directory", mode and _mount_mode(fd), ("file",), directory=True)
         case _:
             # epoll, pidfd, eventfd, io_uring, bpf and their like: no file type at all.
             return Descriptor(_anonymous_name(_link(fd)), mode, (), _NO_DATA)
@@ -98,6 +99,11 @@ def _describe_regular(fd: int, status: os.stat_result, mode: Mode | None) -> Des
         return Descriptor(_anonymous_name(link), mode, (), _NO_DATA)
     is_memfd = link.startswith(_MEMFD) and status.st_nlink == 0
     return Descriptor("memfd" if is_memfd else "regular file", mode, ("file",))
+
+
+def _mount_mode(fd: int) -> Mode:
+    """Return what may be done below a directory, as far as its mount and file system go."""
+    return "r" if os.fstatvfs(fd).f_flag & os.ST_RDONLY else "rw"
 
 
 def _link(fd: int) -> str:

@@ -31,6 +31,7 @@ class Request(NamedTuple):
         move: ww closes its own copy as soon as the cell holds one.
         cloexec: The descriptor carries FD_CLOEXEC in the cell's process.
         pathlink: The jail's root holds a symbolic link of this name to it.
+        guest: Of a directory, the path at which the cell finds it; None for ``/`` and its name.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Request(NamedTuple):
     move: bool = False
     cloexec: bool = True
     pathlink: bool = False
+    guest: str | None = None
 
 
 def is_name(text: str) -> bool:

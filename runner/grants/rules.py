@@ -1,7 +1,7 @@
 """The rules that requests keep among themselves, before the kernel is asked about any source."""
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from runner.errors import EXIT_GRANT, EXIT_USAGE, WwError
@@ -11,15 +11,12 @@ from runner.inherited import STDIO
 FIRST_AUTOMATIC_TARGET: Final = 10
 MAX_TARGETS: Final = 65535  # bounds the tables that both sides index by target
 
-# The WASI host serves the jail's root as the cell's first preopened directory. wasi-libc looks
-# for preopened directories from 3 upwards, and opens every path beneath one of them.
-ROOT_DIRECTORY: Final = 3
 # Names the jail's root may hold for itself, so that no pathlink can have them.
 _ROOT_NAMES: Final = {"proc": "it would hide the /proc that pathlinks lead through"}
 
 # Descriptors beside the grants that the process which becomes the cell has for a moment: 0 to 2,
 # the line to the spawner and its connection, the cell, what it needs to set up the table.
-HEADROOM: Final = 20
+HEADROOM: Final = 40
 
 STDIO_NAMES: Final = ("stdin", "stdout", "stderr")
 
@@ -95,24 +92,13 @@ def _check_explicit_targets(requests: Sequence[Request], limit: int) -> None:
 
 
 def _check_pathlinks(requests: Sequence[Request]) -> None:
-    """Hold that a link can be made in the jail's root, and that the cell can reach the root."""
-    link = next((request for request in requests if request.pathlink), None)
-    if link is None:
-        return
+    """Hold that a link can be made in the jail's root."""
     for request in requests:
         if request.pathlink and request.name in _ROOT_NAMES:
             raise WwError(
                 request.origin,
                 f"a pathlink cannot be named '{request.name}': {_ROOT_NAMES[request.name]}",
                 hint="rename the grant",
-                code=EXIT_USAGE,
-            )
-        if request.target == ROOT_DIRECTORY:
-            raise WwError(
-                request.origin,
-                f"target {ROOT_DIRECTORY} cannot be granted beside the pathlink '{link.name}' of"
-                f" {link.origin}: there the cell finds the directory that holds the link",
-                hint="choose another target",
                 code=EXIT_USAGE,
             )
 
@@ -142,21 +128,30 @@ def _check_moves(requests: Sequence[Request], *, stdio: bool) -> None:
             )
 
 
-def assign_targets(requests: Sequence[Request], limit: int) -> list[int]:
+def assign_targets(
+    requests: Sequence[Request], limit: int, preopened: Collection[int] = ()
+) -> list[int]:
     """Give each request its number; explicit ones keep theirs, whatever the order.
+
+    Args:
+        requests: In order of declaration.
+        limit: The lowest number that is no target.
+        preopened: The numbers at which the cell finds directories; none is given to a grant.
 
     Raises:
         WwError: With code 65 if the numbers run out, or there are more grants than ww can hold.
     """
-    if len(requests) + HEADROOM > limit:
+    # A directory is open twice for a moment: as it was granted, and as the cell's own mount.
+    own = HEADROOM + len(preopened)
+    if len(requests) + own > limit:
         raise WwError(
             requests[-1].origin,
             f"{len(requests)} grants are too many: ww may have {limit} descriptors open, and needs"
-            f" {HEADROOM} itself",
+            f" {own} itself",
             hint="grant fewer, or raise the hard limit on open files (ulimit -Hn)",
             code=EXIT_GRANT,
         )
-    taken = {request.target for request in requests}
+    taken = {*preopened, *(request.target for request in requests)}
     following = FIRST_AUTOMATIC_TARGET
     targets = []
     for request in requests:

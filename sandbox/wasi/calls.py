@@ -2,7 +2,7 @@
 
 Each method is one function of the interface and gets its parameters as numbers, but for the
 descriptor, which the switch has turned into a slot of this host. What a call does to a descriptor
-is the business of :mod:`sandbox.wasi.files`.
+is the business of :mod:`sandbox.wasi.files` and :mod:`sandbox.wasi.directory`.
 """
 
 import errno
@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 
 from sandbox.wasi import abi, poll
-from sandbox.wasi.directory import NAME, RootDirectory, refuse_change
+from sandbox.wasi.directory import BaseDirectory
 from sandbox.wasi.files import File, Filestat, Socket, WasiError
 from sandbox.wasi.memory import GuestMemory
 
@@ -31,10 +31,17 @@ class CellExit(Exception):
 
 
 class Calls:
-    """The host's half of one cell: its slots, and a method for each function."""
+    """The host's half of one cell: its slots, and a method for each function.
+
+    Attributes:
+        most_open: How many descriptors the cell may have open beside those that were added for
+            it; ``None`` for no limit.
+    """
 
     def __init__(self) -> None:
-        self._slots: list[File | RootDirectory | None] = []
+        self.most_open: int | None = None
+        self._slots: list[File | BaseDirectory | None] = []
+        self._opened: set[int] = set()  # slots of what the cell opened itself
         self._memory: GuestMemory
         self._entry: Callable[[int], int]
 
@@ -48,7 +55,7 @@ class Calls:
         self._memory = memory
         self._entry = entry
 
-    def add(self, item: File | RootDirectory) -> int:
+    def add(self, item: File | BaseDirectory) -> int:
         """Put a descriptor into a free slot and return the slot."""
         for slot, other in enumerate(self._slots):
             if other is None:
@@ -57,7 +64,21 @@ class Calls:
         self._slots.append(item)
         return len(self._slots) - 1
 
-    def _any(self, slot: int) -> File | RootDirectory:
+    def _add_opened(self, item: File | BaseDirectory) -> int:
+        slot = self.add(item)
+        self._opened.add(slot)
+        return slot
+
+    def _need_room(self) -> None:
+        """Refuse to open one more descriptor than the cell may have.
+
+        Raises:
+            OSError: EMFILE.
+        """
+        if self.most_open is not None and len(self._opened) >= self.most_open:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def _any(self, slot: int) -> File | BaseDirectory:
         item = self._slots[slot]
         if item is None:
             raise WasiError(abi.EBADF)
@@ -80,17 +101,29 @@ class Calls:
             raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
         return item
 
-    def _root(self, slot: int) -> RootDirectory:
+    def _directory(self, slot: int) -> BaseDirectory:
         item = self._any(slot)
-        if not isinstance(item, RootDirectory):
+        if not isinstance(item, BaseDirectory):
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return item
 
     def _path(self, address: int, size: int) -> bytes:
+        """Return a path, which is text in the interface.
+
+        Raises:
+            OSError: EFAULT; ENAMETOOLONG; EILSEQ if it is not UTF-8; EINVAL with a NUL in it.
+        """
         view = self._memory.view(address, size)
-        if size > _PATH_MAX:
+        if size >= _PATH_MAX:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        return bytes(view)
+        path = bytes(view)
+        try:
+            path.decode()
+        except UnicodeDecodeError:
+            raise OSError(errno.EILSEQ, os.strerror(errno.EILSEQ)) from None
+        if b"\0" in path:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return path
 
     # Reading and writing
 
@@ -121,6 +154,7 @@ class Calls:
     def fd_close(self, slot: int) -> None:
         item = self._any(slot)
         self._slots[slot] = None
+        self._opened.discard(slot)
         item.close()
 
     def fd_fdstat_get(self, slot: int, result: int) -> None:
@@ -133,12 +167,7 @@ class Calls:
         self._file(slot).set_flags(flags)
 
     def fd_fdstat_set_rights(self, slot: int, base: int, inheriting: int) -> None:
-        item = self._any(slot)
-        if isinstance(item, RootDirectory):
-            raise WasiError(abi.ENOTCAPABLE)
-        if inheriting & _U64:
-            raise WasiError(abi.ENOTCAPABLE)
-        item.narrow(base & _U64)
+        self._any(slot).narrow(base & _U64, inheriting & _U64)
 
     def fd_filestat_get(self, slot: int, result: int) -> None:
         self._put_filestat(result, self._any(slot).stat())
@@ -154,7 +183,7 @@ class Calls:
         self._file(slot).set_size(size)
 
     def fd_filestat_set_times(self, slot: int, accessed: int, modified: int, which: int) -> None:
-        self._file(slot).set_times(accessed & _U64, modified & _U64, which)
+        self._any(slot).set_times(accessed & _U64, modified & _U64, which)
 
     def fd_allocate(self, slot: int, offset: int, size: int) -> None:
         self._file(slot).allocate(offset, size)
@@ -163,16 +192,18 @@ class Calls:
         self._file(slot).advise(offset, size, advice)
 
     def fd_sync(self, slot: int) -> None:
-        self._file(slot).sync()
+        self._any(slot).sync()
 
     def fd_datasync(self, slot: int) -> None:
-        self._file(slot).datasync()
+        self._any(slot).datasync()
 
     # Sockets
 
     def sock_accept(self, slot: int, flags: int, result: int) -> None:
         self._memory.view(result, 4)  # a bad pointer must not cost a connection
-        self._memory.put_u32(result, self.add(self._socket(slot).accept(flags)))
+        target = self._socket(slot)
+        self._need_room()
+        self._memory.put_u32(result, self._add_opened(target.accept(flags)))
 
     def sock_recv(
         self, slot: int, vectors: int, count: int, flags: int, result: int, told: int
@@ -192,36 +223,36 @@ class Calls:
     def sock_shutdown(self, slot: int, how: int) -> None:
         self._socket(slot).shutdown(how)
 
-    # The root directory
+    # Directories
 
     def fd_prestat_get(self, slot: int, result: int) -> None:
-        self._preopened(slot)
-        self._memory.view(result, abi.PRESTAT.size)[:] = abi.PRESTAT.pack(0, len(NAME))
+        name = self._preopened(slot)
+        self._memory.view(result, abi.PRESTAT.size)[:] = abi.PRESTAT.pack(0, len(name))
 
     def fd_prestat_dir_name(self, slot: int, address: int, size: int) -> None:
-        self._preopened(slot)
-        if size < len(NAME):
+        name = self._preopened(slot)
+        if size < len(name):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        self._memory.view(address, len(NAME))[:] = NAME
+        self._memory.view(address, len(name))[:] = name
 
-    def _preopened(self, slot: int) -> None:
-        """Refuse what is not a preopened directory, in the way that ends their enumeration.
+    def _preopened(self, slot: int) -> bytes:
+        """Return the path of a preopened directory; refuse others so that enumerations end.
 
         Raises:
             WasiError: EBADF.
         """
-        if not isinstance(self._any(slot), RootDirectory):
+        item = self._any(slot)
+        if not isinstance(item, BaseDirectory) or item.guest is None:
             raise WasiError(abi.EBADF)
+        return item.guest
 
     def fd_readdir(self, slot: int, buffer: int, size: int, cookie: int, result: int) -> None:
         room = self._memory.view(buffer, size)
         used = 0
-        entries = self._root(slot).entries()
-        for position in range(cookie & _U64, len(entries)):
-            name, filetype = entries[position]
-            entry = abi.DIRENT.pack(position + 1, 0, len(name), filetype) + name
+        for entry in self._directory(slot).entries(cookie & _U64, size):
+            head = abi.DIRENT.pack(entry.cookie, entry.inode, len(entry.name), entry.filetype)
             # A cut entry is how the interface says that more are to come.
-            part = entry[: size - used]
+            part = (head + entry.name)[: size - used]
             room[used : used + len(part)] = part
             used += len(part)
             if used == size:
@@ -240,26 +271,29 @@ class Calls:
         fdflags: int,
         result: int,
     ) -> None:
+        directory = self._directory(slot)
         name = self._path(path, size)
         self._memory.view(result, 4)
-        opened = self._root(slot).open(name, oflags, rights & _U64, fdflags)
-        self._memory.put_u32(result, self.add(opened))
+        self._need_room()
+        opened = directory.open(
+            name, oflags, rights & _U64, inheriting & _U64, fdflags, follow=_follows(lookup)
+        )
+        self._memory.put_u32(result, self._add_opened(opened))
 
     def path_filestat_get(self, slot: int, lookup: int, path: int, size: int, result: int) -> None:
-        follow = bool(lookup & abi.SYMLINK_FOLLOW)
-        state = self._root(slot).stat_path(self._path(path, size), follow=follow)
+        directory = self._directory(slot)
+        state = directory.stat_path(self._path(path, size), follow=_follows(lookup))
         self._put_filestat(result, state)
 
     def path_readlink(
         self, slot: int, path: int, size: int, buffer: int, room: int, result: int
     ) -> None:
-        target = self._root(slot).read_link(self._path(path, size))[:room]
+        target = self._directory(slot).read_link(self._path(path, size))[:room]
         self._memory.view(buffer, len(target))[:] = target
         self._memory.put_u32(result, len(target))
 
     def path_create_directory(self, slot: int, path: int, size: int) -> None:
-        self._root(slot)
-        raise refuse_change()
+        self._directory(slot).create_directory(self._path(path, size))
 
     def path_filestat_set_times(
         self,
@@ -271,36 +305,48 @@ class Calls:
         modified: int,
         which: int,
     ) -> None:
-        self._root(slot)
-        raise refuse_change()
+        self._directory(slot).set_path_times(
+            self._path(path, size),
+            accessed & _U64,
+            modified & _U64,
+            which,
+            follow=_follows(lookup),
+        )
 
     def path_remove_directory(self, slot: int, path: int, size: int) -> None:
-        self._root(slot)
-        raise refuse_change()
+        self._directory(slot).remove_directory(self._path(path, size))
 
     def path_unlink_file(self, slot: int, path: int, size: int) -> None:
-        self._root(slot)
-        raise refuse_change()
+        self._directory(slot).unlink_file(self._path(path, size))
 
     # These three get entries of the map in place of slots.
 
     def path_link(
         self, old: int, lookup: int, path: int, size: int, new: int, name: int, length: int
     ) -> None:
-        self._refuse_between(old, new)
+        source, target = self._directory_of(old), self._directory_of(new)
+        source.link(
+            self._path(path, size), target, self._path(name, length), follow=_follows(lookup)
+        )
 
     def path_rename(self, old: int, path: int, size: int, new: int, name: int, length: int) -> None:
-        self._refuse_between(old, new)
+        source, target = self._directory_of(old), self._directory_of(new)
+        source.rename(self._path(path, size), target, self._path(name, length))
 
     def path_symlink(self, path: int, size: int, directory: int, name: int, length: int) -> None:
-        self._refuse_between(directory)
+        target = self._directory_of(directory)
+        target.symlink(self._path(path, size), self._path(name, length))
 
-    def _refuse_between(self, *entries: int) -> None:
-        for entry in entries:
-            number = entry - (1 << 32) if entry >> 31 else entry
-            if number < 0:
-                self._root(-1 - number)
-        raise refuse_change()
+    def _directory_of(self, entry: int) -> BaseDirectory:
+        """Return the directory of an entry of the map, which has 32 bits and a sign.
+
+        Raises:
+            WasiError: EBADF for what the engine serves: it has no directories.
+            OSError: ENOTDIR.
+        """
+        if not entry >> 31:
+            raise WasiError(abi.EBADF)
+        return self._directory((1 << 32) - 1 - entry)
 
     # The rest
 
@@ -312,7 +358,7 @@ class Calls:
         due = poll.wait(self._memory, self._look_up, now, subscriptions, events, count)
         self._memory.put_u32(result, due)
 
-    def _look_up(self, number: int) -> File | RootDirectory | None:
+    def _look_up(self, number: int) -> File | BaseDirectory | None:
         """Return what one of the cell's descriptors stands for, or ``None``."""
         entry = self._entry(number)
         return self._slots[-1 - entry] if entry < 0 else None
@@ -324,3 +370,14 @@ class Calls:
         """Return the method that serves a function of the interface."""
         method: Callable[..., None] = getattr(self, name)
         return method
+
+
+def _follows(lookup: int) -> bool:
+    """Return whether lookupflags say to follow a symbolic link at the end of a path.
+
+    Raises:
+        OSError: EINVAL for flags that there are not.
+    """
+    if lookup & ~abi.SYMLINK_FOLLOW:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return bool(lookup)

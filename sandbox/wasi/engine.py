@@ -4,9 +4,13 @@ What is on is what compilers for WASI emit today; what is off widens the engine'
 for nothing. The settings are part of each artifact's compatibility, so they are constants.
 """
 
+import os
 from typing import Any
 
 import wasmtime
+from wasmtime import _ffi
+
+from sandbox.wasi.memories import Memories
 
 _FEATURES: dict[str, Any] = {
     # On: clang, rustc and zig use these by default, Lua and CPython need exceptions, and the
@@ -34,18 +38,34 @@ _FEATURES: dict[str, Any] = {
 }
 
 
-def make() -> wasmtime.Engine:
-    """Return an engine with these settings; it is compiled for this machine's CPU."""
+# Bytes of /proc/cpuinfo that hold the first processor; the file has them all.
+_CPUINFO = 8192
+
+
+def make(memories: Memories, *, fuel: bool) -> wasmtime.Engine:
+    """Return an engine with these settings; it is compiled for this machine's CPU.
+
+    Args:
+        memories: Makes the linear memories.
+        fuel: Whether code counts what it does; it is slower for that.
+    """
     config = wasmtime.Config()
     for name, value in _FEATURES.items():
         setattr(config, name, value)
+    config.consume_fuel = fuel
+    memories.install(config)
     return wasmtime.Engine(config)
 
 
-def fingerprint() -> str:
-    """Return a text that differs between engines of other settings.
+def fingerprint(*, fuel: bool) -> str:
+    """Return a text that differs between engines that cannot share artifacts.
 
-    What else decides whether an artifact fits, the release and the CPU, the engine writes into
-    it and checks by itself.
+    It holds the settings, the release (by its library's size and time: asking for a version costs
+    more than all the rest) and the CPU's features. The engine writes the same into each artifact
+    and refuses what does not fit.
     """
-    return str(_FEATURES)
+    library = os.stat(_ffi.filename)
+    with open("/proc/cpuinfo", "rb") as file:
+        processor = file.read(_CPUINFO)
+    features = [line for line in processor.splitlines() if line.startswith((b"flags", b"Features"))]
+    return repr((_FEATURES, fuel, library.st_size, library.st_mtime_ns, features[:1]))

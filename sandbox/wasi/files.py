@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from sandbox.grants import Mode
 from sandbox.wasi import abi
+from sandbox.wasi.meter import Meter
 
 Buffers = Sequence[memoryview]
 
@@ -43,6 +44,25 @@ class Filestat(NamedTuple):
     modified: int
     changed: int
 
+    @classmethod
+    def of(cls, state: os.stat_result, filetype: int | None = None) -> "Filestat":
+        """Return what stat(2) said, in the interface's form.
+
+        Args:
+            state: What it said.
+            filetype: The type, if more is known of it than what it said.
+        """
+        return cls(
+            device=state.st_dev,
+            inode=state.st_ino,
+            filetype=filetype_of(state.st_mode) if filetype is None else filetype,
+            links=state.st_nlink,
+            size=state.st_size,
+            accessed=state.st_atime_ns,
+            modified=state.st_mtime_ns,
+            changed=state.st_ctime_ns,
+        )
+
 
 _CLOSED = -1  # no descriptor: the kernel says EBADF to it
 
@@ -52,6 +72,13 @@ _WRITING = abi.FD_WRITE
 _SEEKABLE = abi.FD_SEEK | abi.FD_TELL | abi.FD_ADVISE | abi.FD_SYNC | abi.FD_DATASYNC
 _SEEKABLE_WRITING = abi.FD_ALLOCATE | abi.FD_FILESTAT_SET_SIZE | abi.FD_FILESTAT_SET_TIMES
 
+_FILETYPES = {
+    stat.S_IFREG: abi.REGULAR_FILE,
+    stat.S_IFDIR: abi.DIRECTORY,
+    stat.S_IFLNK: abi.SYMBOLIC_LINK,
+    stat.S_IFCHR: abi.CHARACTER_DEVICE,
+    stat.S_IFBLK: abi.BLOCK_DEVICE,
+}
 # posix_fadvise(2) by the numbers of WASI's advice.
 _ADVICE = (
     os.POSIX_FADV_NORMAL,
@@ -71,16 +98,18 @@ class File:
 
     rights_inheriting = 0
 
-    def __init__(self, fd: int, mode: Mode) -> None:
+    def __init__(self, fd: int, mode: Mode, meter: Meter | None = None) -> None:
         """Take over a descriptor.
 
         Args:
             fd: An open descriptor of this process; closed by :meth:`close`.
             mode: What may be done with it; not checked against the kernel here.
+            meter: Counts what is written to it, and to all that it leads to.
         """
         self.fd = fd
         self.mode: Mode = mode
-        self.filetype = _filetype(os.fstat(fd).st_mode)
+        self.meter = Meter(None) if meter is None else meter
+        self.filetype = filetype_of(os.fstat(fd).st_mode)
         self.rights = _ALL_MODES
         if "r" in mode:
             self.rights |= _READING
@@ -92,12 +121,18 @@ class File:
                 self.rights |= _SEEKABLE_WRITING
         elif self.filetype == abi.CHARACTER_DEVICE:
             # With these two, wasi-libc's isatty(3) says no: a terminal's size and modes are out
-            # of the cell's reach, so it must not be told that it has one.
+            # of the cell's reach, so it must not be told that it has one, unless somebody asks
+            # for that.
             self.rights |= abi.FD_SEEK | abi.FD_TELL
         # Whoever granted a log opened for appending granted neither its overwriting nor cutting.
         self._append_only = bool(self.flags() & abi.APPEND)
         if self._append_only:
             self.rights &= ~abi.FD_FILESTAT_SET_SIZE
+
+    def be_terminal(self) -> None:
+        """Let the cell know a character device as the terminal that it is: isatty(3) says yes."""
+        if self.filetype == abi.CHARACTER_DEVICE:
+            self.rights &= ~(abi.FD_SEEK | abi.FD_TELL)
 
     def need(self, right: int) -> None:
         """Refuse a call unless all of ``right`` is held.
@@ -122,13 +157,13 @@ class File:
             raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
         self.need(right)
 
-    def narrow(self, rights: int) -> None:
-        """Give up all rights but ``rights``.
+    def narrow(self, rights: int, inheriting: int = 0) -> None:
+        """Give up all rights but ``rights``; nothing is opened from a file, so none inherits.
 
         Raises:
             WasiError: ENOTCAPABLE if that would add one.
         """
-        if rights & ~self.rights:
+        if rights & ~self.rights or inheriting:
             raise WasiError(abi.ENOTCAPABLE)
         self.rights = rights
 
@@ -140,7 +175,9 @@ class File:
     def write(self, buffers: Buffers) -> int:
         """Write at the position; writev(2)."""
         self.need(abi.FD_WRITE)
-        return os.writev(self.fd, buffers)
+        size = os.writev(self.fd, self.meter.cut(buffers))
+        self.meter.charge(size)
+        return size
 
     def pread(self, buffers: Buffers, offset: int) -> int:
         """Read at an offset; preadv(2)."""
@@ -152,7 +189,9 @@ class File:
         """Write at an offset; pwritev(2)."""
         self._need_offset(offset)
         self.need(abi.FD_WRITE)
-        return os.pwritev(self.fd, buffers, offset)
+        size = os.pwritev(self.fd, self.meter.cut(buffers), offset)
+        self.meter.charge(size)
+        return size
 
     def _need_offset(self, offset: int) -> None:
         """Refuse what is no offset, given as a signed number.
@@ -176,22 +215,15 @@ class File:
     def stat(self) -> Filestat:
         """Return what fstat(2) says."""
         self.need(abi.FD_FILESTAT_GET)
-        state = os.fstat(self.fd)
-        return Filestat(
-            device=state.st_dev,
-            inode=state.st_ino,
-            filetype=self.filetype,
-            links=state.st_nlink,
-            size=state.st_size,
-            accessed=state.st_atime_ns,
-            modified=state.st_mtime_ns,
-            changed=state.st_ctime_ns,
-        )
+        return Filestat.of(os.fstat(self.fd), self.filetype)
 
     def set_size(self, size: int) -> None:
-        """Cut or extend; ftruncate(2)."""
+        """Cut or extend, which counts as written; ftruncate(2)."""
         self.need(abi.FD_FILESTAT_SET_SIZE)
+        grown = max(0, size - os.fstat(self.fd).st_size)
+        self.meter.need(grown)
         os.ftruncate(self.fd, size)
+        self.meter.charge(grown)
 
     def set_times(self, accessed: int, modified: int, which: int) -> None:
         """Set the times; futimens(3).
@@ -205,27 +237,21 @@ class File:
             OSError: EINVAL for flags that contradict each other, or that there are not.
         """
         self.need(abi.FD_FILESTAT_SET_TIMES)
-        both = abi.ATIM | abi.ATIM_NOW, abi.MTIM | abi.MTIM_NOW
-        if any(which & pair == pair for pair in both) or which & ~(both[0] | both[1]):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        check_times(which)
         if which == abi.ATIM_NOW | abi.MTIM_NOW:
             os.utime(self.fd)  # allowed to whoever may write, and not to the owner only
-            return
-        state, now = os.fstat(self.fd), time.time_ns()
-        atime = now if which & abi.ATIM_NOW else accessed if which & abi.ATIM else None
-        mtime = now if which & abi.MTIM_NOW else modified if which & abi.MTIM else None
-        os.utime(
-            self.fd,
-            ns=(
-                state.st_atime_ns if atime is None else atime,
-                state.st_mtime_ns if mtime is None else mtime,
-            ),
-        )
+        else:
+            os.utime(self.fd, ns=new_times(os.fstat(self.fd), accessed, modified, which))
 
     def allocate(self, offset: int, size: int) -> None:
-        """Reserve space; posix_fallocate(3)."""
+        """Reserve space, which counts as written; posix_fallocate(3)."""
         self.need(abi.FD_ALLOCATE)
+        state = os.fstat(self.fd)
+        # What lies in holes is new too. st_blocks counts 512 bytes (stat(2)).
+        grown = max(0, offset + size - min(state.st_size, state.st_blocks * 512))
+        self.meter.need(grown)
         os.posix_fallocate(self.fd, offset, size)
+        self.meter.charge(grown)
 
     def advise(self, offset: int, size: int, advice: int) -> None:
         """Announce a pattern of access; posix_fadvise(2)."""
@@ -276,7 +302,8 @@ class File:
         Raises:
             OSError: EMFILE; dup(2).
         """
-        copy = type(self)(fcntl.fcntl(self.fd, fcntl.F_DUPFD_CLOEXEC, 0), self.mode)
+        fd = fcntl.fcntl(self.fd, fcntl.F_DUPFD_CLOEXEC, 0)
+        copy = type(self)(fd, self.mode, self.meter)
         copy.rights = self.rights
         copy._append_only = self._append_only
         return copy
@@ -299,9 +326,9 @@ class File:
 class Socket(File):
     """A socket of any kind: stream, datagram, sequenced packets, listening."""
 
-    def __init__(self, fd: int, mode: Mode) -> None:
+    def __init__(self, fd: int, mode: Mode, meter: Meter | None = None) -> None:
         """Take over a descriptor; see :class:`File`."""
-        super().__init__(fd, mode)
+        super().__init__(fd, mode, meter)
         self._socket = socket.socket(fileno=fd)
         stream = self._socket.type == socket.SOCK_STREAM
         self.filetype = abi.SOCKET_STREAM if stream else abi.SOCKET_DGRAM
@@ -329,9 +356,16 @@ class Socket(File):
         return size, abi.RECV_DATA_TRUNCATED if told & socket.MSG_TRUNC else 0
 
     def send(self, buffers: Buffers) -> int:
-        """Send; sendmsg(2)."""
+        """Send; send(2).
+
+        One buffer, as nearly always, goes out in place. Several are joined: sendmsg(2), which
+        would take them apart, could pass descriptors on and so is forbidden to the process.
+        """
         self.need(abi.FD_WRITE)
-        return self._socket.sendmsg(buffers)
+        allowed = self.meter.cut(buffers)
+        size = self._socket.send(allowed[0] if len(allowed) == 1 else b"".join(allowed))
+        self.meter.charge(size)
+        return size
 
     def shutdown(self, how: int) -> None:
         """Close one direction or both; shutdown(2).
@@ -358,7 +392,7 @@ class Socket(File):
         if flags & ~abi.NONBLOCK:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         connection, _ = self._socket.accept()
-        accepted = Socket(connection.detach(), self.mode)
+        accepted = Socket(connection.detach(), self.mode, self.meter)
         if flags & abi.NONBLOCK:
             accepted.set_flags(abi.NONBLOCK)
         return accepted
@@ -369,22 +403,42 @@ class Socket(File):
         self._socket.close()
 
 
-def _filetype(mode: int) -> int:
-    """Return WASI's type for st_mode; it has none for a FIFO."""
-    if stat.S_ISREG(mode):
-        return abi.REGULAR_FILE
-    if stat.S_ISCHR(mode):
-        return abi.CHARACTER_DEVICE
-    if stat.S_ISBLK(mode):
-        return abi.BLOCK_DEVICE
-    return abi.UNKNOWN
+def filetype_of(mode: int) -> int:
+    """Return WASI's type for st_mode; it has none for a FIFO, and needs more for a socket."""
+    return _FILETYPES.get(stat.S_IFMT(mode), abi.UNKNOWN)
 
 
-def open_grant(fd: int, mode: Mode) -> File:
+def check_times(which: int) -> None:
+    """Refuse fstflags that contradict each other, or that there are not.
+
+    Raises:
+        OSError: EINVAL.
+    """
+    both = abi.ATIM | abi.ATIM_NOW, abi.MTIM | abi.MTIM_NOW
+    if any(which & pair == pair for pair in both) or which & ~(both[0] | both[1]):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+def new_times(state: os.stat_result, accessed: int, modified: int, which: int) -> tuple[int, int]:
+    """Return the times that a file gets, in nanoseconds since 1970.
+
+    Args:
+        state: The times that it has.
+        accessed: The time of the last access to set, if that is asked for.
+        modified: Likewise.
+        which: fstflags: which of them to set, or to set to now.
+    """
+    now = time.time_ns()
+    atime = now if which & abi.ATIM_NOW else accessed if which & abi.ATIM else state.st_atime_ns
+    mtime = now if which & abi.MTIM_NOW else modified if which & abi.MTIM else state.st_mtime_ns
+    return atime, mtime
+
+
+def open_grant(fd: int, mode: Mode, meter: Meter | None = None) -> File:
     """Return what a granted descriptor stands for.
 
     Raises:
         OSError: If it is not open.
     """
     is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
-    return Socket(fd, mode) if is_socket else File(fd, mode)
+    return Socket(fd, mode, meter) if is_socket else File(fd, mode, meter)

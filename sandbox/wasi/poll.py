@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Mapping
 
 from sandbox.wasi import abi
-from sandbox.wasi.directory import RootDirectory
+from sandbox.wasi.directory import BaseDirectory
 from sandbox.wasi.files import File
 from sandbox.wasi.memory import GuestMemory
 
-_LookUp = Callable[[int], File | RootDirectory | None]
+_LookUp = Callable[[int], File | BaseDirectory | None]
 # What one wait may take: poll(2) counts milliseconds in an int. Longer ones go round again.
 _LONGEST_MS = (1 << 31) - 1
 # Subscriptions of one call. POSIX lets poll(2) refuse more descriptors than may be open.

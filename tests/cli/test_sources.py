@@ -207,33 +207,6 @@ def test_the_flag_after_the_cell_is_the_cells(ww: Ww) -> None:
 # Telling
 
 
-def test_explain_prints_the_plan_and_runs_nothing(ww: Ww) -> None:
-    done = ww.shell(f"ww run --explain --fd db=3,mode=r --fd out=4 {HELLO} a 3<>db 4>out")
-    assert done.returncode == 0
-    text = done.stdout.decode()
-    assert "fd 10: db from fd 3 (regular file, --fd #1) type=file mode=r of rw" in text
-    assert "enforced by the host\n" in text  # the descriptor itself could do more
-    assert "fd 11: out from fd 4 (regular file, --fd #2) type=file mode=w of w" in text
-    assert "Hello" not in text
-
-
-def test_explain_as_json_says_the_same(ww: Ww) -> None:
-    done = ww.shell(f"ww run --explain --json --fd db=3,mode=r --env A=b {HELLO} x 3<>db")
-    plan = json.loads(done.stdout)
-    assert plan["cell"] == str(HELLO)
-    assert plan["args"] == ["x"]
-    assert plan["env"]["A"] == "b"
-    (db,) = [grant for grant in plan["grants"] if grant["name"] == "db"]
-    assert (db["source"], db["target"], db["mode"], db["actual"]) == (3, 10, "r", "rw")
-    assert db["enforced_by"] == "the host"
-    assert plan["jail"]["uid"] > 0
-
-
-def test_explain_refuses_what_a_run_would(ww: Ww) -> None:
-    assert ww.shell(f"ww run --explain --fd db=3 {HELLO}").returncode == 65
-    assert ww.shell(f"ww run --json {HELLO}").returncode == 2
-
-
 def events(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 

@@ -1,6 +1,6 @@
 """What a native program in the cell's place tries, and must fail at.
 
-A system call filter and Landlock are not part of this: what is tried here fails without them.
+The system call filter is not part of this: what is tried here fails without it.
 """
 
 import errno

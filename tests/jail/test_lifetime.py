@@ -132,7 +132,7 @@ def test_a_cell_that_ends_takes_what_it_forked_along(
     ww_account: Ww, probe: Path, leftovers: LeftoversFixture
 ) -> None:
     with leftovers(ww_account):
-        done = ww_account.call([*variant("native"), "run", probe, "forks", "20"])
+        done = ww_account.call([*variant("native"), "run", "--pids", "40", probe, "forks", "20"])
     assert b'"fork after 20"' in done.stdout
 
 

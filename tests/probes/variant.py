@@ -2,8 +2,8 @@
 
     python tests/probes/variant.py PATCH ww-arguments...
 
-PATCH is Python source that the spawner's process runs before it begins. The product has no such
-opening: this replaces the text that it hands to the interpreter.
+PATCH is Python source that the spawner's process runs before it begins, or `native` or `filtered`.
+The product has no such opening: this replaces the text that it hands to the interpreter.
 """
 
 import sys
@@ -17,25 +17,66 @@ BEGIN = "from sandbox.spawner import main\nmain()\n"
 # close-on-exec, and clears that, because the program could not see them otherwise.
 NATIVE = """
 import fcntl, json, os, resource, socket
-from sandbox import spawner, wire
+from sandbox import seccomp, spawner, watch, wire
 
-def execute(plan, cell, null):
-    flags = {}
-    for fd in range(resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
-        try:
-            flags[fd] = fcntl.fcntl(fd, fcntl.F_GETFD)
-        except OSError:
-            pass
-    text = json.dumps({"flags": flags, "own": [cell, null]}) + "\\n"
-    if plan.argv[-1] == "report":
-        os.write(1, text.encode())
-    for grant in plan.grants:
-        os.set_inheritable(grant.target, True)
-    os.execve(cell, list(plan.argv), dict(plan.env))
+install = seccomp.install
+
+class Native:
+    def find(self, plan, code):
+        return os.dup(code)
+
+    def run(self, inside):
+        plan, own = inside.plan, inside.own
+        os.chdir("/")
+        os.close(own.listing)
+        flags = {}
+        for fd in range(resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
+            try:
+                flags[fd] = fcntl.fcntl(fd, fcntl.F_GETFD)
+            except OSError:
+                pass
+        text = json.dumps({"flags": flags, "own": [own.code, own.null]}) + "\\n"
+        if plan.argv[-1] == "report":
+            os.write(1, text.encode())
+        for grant in plan.grants:
+            os.set_inheritable(grant.target, True)
+        if own.content >= 0:
+            os.set_inheritable(own.content, True)
+        os.write(own.line, watch.ENTERED)
+        confine(plan)
+        os.execve(own.code, list(plan.argv), dict(plan.env))
 
 def main():
     spawner.become_spawner()
-    spawner.serve(socket.socket(fileno=wire.SPAWNER_FD), execute)
+    spawner.Spawner(socket.socket(fileno=wire.SPAWNER_FD), Native()).serve()
+"""
+# Without a system call filter: what is in its way are the other layers, each on its own.
+BARE = """
+seccomp.install = lambda program: None
+
+def confine(plan):
+    pass
+
+main()
+"""
+# With the filters of a cell that runs, but for the calls with which a program begins: these are
+# what becomes of a cell that has broken out of the engine.
+FILTERED = """
+BEGINNING = ("execveat", "arch_prctl", "set_tid_address", "set_robust_list", "rseq")
+allowed, fatal = seccomp.allowed, seccomp.fatal
+
+def wider(profile, machine):
+    names = [name for name in BEGINNING if machine == "x86_64" or name != "arch_prctl"]
+    return (*allowed(profile, machine), *map(seccomp.Call, names))
+
+seccomp.allowed = wider
+seccomp.fatal = lambda profile: tuple(
+    call for call in fatal(profile) if call.name not in BEGINNING
+)
+
+def confine(plan):
+    wide = plan.directories or plan.limits.scratch
+    install(seccomp.build("run-directories" if wide else "run"))
 
 main()
 """
@@ -49,6 +90,7 @@ def tampered(patch: str) -> None:
 
 
 if __name__ == "__main__":
-    tampered(NATIVE if sys.argv[1] == "native" else sys.argv[1])
+    patches = {"native": NATIVE + BARE, "filtered": NATIVE + FILTERED}
+    tampered(patches.get(sys.argv[1], sys.argv[1]))
     del sys.argv[1]
     runner.__main__.main()

@@ -110,11 +110,12 @@ def test_grants_and_content_know_nothing_of_each_other(one: str, other: str) -> 
 
 
 # What a run imports. The numbers are a budget: raising one is a decision about start-up time.
-RUNNER_BUDGET = 140
-SPAWNER_BUDGET = 150
+# hashlib is for the digest of the cell, taken while the spawner starts.
+RUNNER_BUDGET = 142
+SPAWNER_BUDGET = 158
 NEVER_IN_RUNNER = (
     *("wasmtime", "ctypes", "prctl", "pyroute2", "sexpdata", "subprocess", "dataclasses"),
-    *("http", "urllib.request", "ssl", "asyncio", "runner.content", "hashlib", "logging"),
+    *("http", "urllib.request", "ssl", "asyncio", "runner.content", "logging"),
 )
 NEVER_IN_SPAWNER = (
     *("click", "pyroute2", "sexpdata", "subprocess", "dataclasses", "inspect", "runner"),
@@ -158,11 +159,11 @@ def test_the_spawner_imports_no_more_than_it_needs(ww: Ww) -> None:
     patch = f"""
 from sandbox import spawner
 import sys
-serve = spawner.serve
-def told(channel, body):
+serve = spawner.Spawner.serve
+def told(self):
     open({str(listing)!r}, "w").write(" ".join(sys.modules))
-    serve(channel, body)
-spawner.serve = told
+    serve(self)
+spawner.Spawner.serve = told
 """
     done = ww.call([*variant(patch), "run", EXAMPLES / "hello" / "hello.wasm"])
     assert done.returncode == 0, done.stderr

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -23,19 +25,32 @@ class Granted(NamedTuple):
     listener: socket.socket
 
 
-@pytest.fixture
-def granted(ww: Ww, c_cell: BuildFunction) -> Iterator[Granted]:
+@contextmanager
+def cell_with_grants(ww: Ww, wasm: Path, *more: str) -> Iterator[Granted]:
     ours, its = socket.socketpair()
-    flags = ["--fd", "f=3,mode=rw,target=10,pathlink=true", "--fd", "s=4", "--fd", "l=5"]
+    flags = ["--fd", "f=3,mode=rw,target=10,pathlink=true", "--fd", "s=4", "--fd", "l=5", *more]
     path = ww.file("f", CONTENT)
     with (
         ours,
         its,
         socket.create_server(("127.0.0.1", 0)) as listener,
         open(path, "r+b", buffering=0) as file,
-        remote(ww, c_cell("remote"), *flags, fds={3: file, 4: its, 5: listener}) as cell,
+        remote(ww, wasm, *flags, fds={3: file, 4: its, 5: listener}) as cell,
     ):
         yield Granted(cell, ours, listener)
+
+
+@pytest.fixture
+def granted(ww: Ww, c_cell: BuildFunction) -> Iterator[Granted]:
+    with cell_with_grants(ww, c_cell("remote")) as given:
+        yield given
+
+
+@pytest.fixture
+def granted_all(ww: Ww, c_cell: BuildFunction) -> Iterator[Granted]:
+    """The same without a limit of memory."""
+    with cell_with_grants(ww, c_cell("remote"), "--memory", "none") as given:
+        yield given
 
 
 # Each function with one pointer, `bad`, that leads out of memory; `v` is one good vector, `ok` is
@@ -223,9 +238,11 @@ def test_growth_without_end_fails_in_the_cell_and_harms_nothing(granted: Granted
     assert cell.read(10, 16) == (OK, CONTENT[:16])
 
 
-def test_the_whole_address_space_can_be_had_untouched(granted: Granted) -> None:
+def test_the_whole_address_space_can_be_had_untouched(
+    granted_all: Granted,
+) -> None:
     """4 GiB of memory that nobody touches cost nothing; its last byte is as good as the first."""
-    cell = granted.cell
+    cell = granted_all.cell
     assert cell.grow(65536 - (cell.memory() >> 16)) >= 0
     assert cell.memory() == 1 << 32
     at = cell.scratch

@@ -166,8 +166,8 @@ def test_proc_raise_does_not_return_as_if_nothing_was(ww: Ww, c_cell: BuildFunct
 # --- resources ----------------------------------------------------------------------------------
 
 
-def test_memory_grows_to_the_limit_and_then_says_no(ww: Ww, process: Path) -> None:
-    done = ww.run("run", process, "grow")
+def test_memory_grows_to_the_last_address_and_then_says_no(ww: Ww, process: Path) -> None:
+    done = ww.run("run", "--memory", "4G", process, "grow")
     assert done.returncode == 0, done.stderr
     grown, malloc = done.stdout.decode().splitlines()
     name, errno, pages, total = grown.split()

@@ -122,11 +122,18 @@ def test_a_path_descriptor_of_a_symbolic_link_is_refused(tmp_path: Path, keep: K
     assert describe(keep(os.open(tmp_path / "l", os.O_PATH | os.O_NOFOLLOW))).refusal
 
 
-@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_PATH])
-def test_a_directory_is_refused_for_it_leads_out(tmp_path: Path, keep: Keep, flags: int) -> None:
-    found = describe(keep(os.open(tmp_path, flags | os.O_DIRECTORY)))
-    assert found.types == ()
-    assert found.refusal == "its '..' leads out of every jail"
+@pytest.mark.parametrize("flags", [0, os.O_DIRECTORY])
+def test_a_directory_is_a_file_with_the_mode_of_its_mount(
+    tmp_path: Path, keep: Keep, flags: int
+) -> None:
+    fd = keep(os.open(tmp_path, os.O_RDONLY | flags))
+    assert describe(fd) == Descriptor("directory", "rw", ("file",), directory=True)
+
+
+def test_a_directory_opened_as_a_path_is_refused(tmp_path: Path, keep: Keep) -> None:
+    found = describe(keep(os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)))
+    assert (found.mode, found.types, found.directory) == (None, (), False)
+    assert found.refusal == "it is open for neither reading nor writing"
 
 
 def epoll() -> int:
@@ -224,6 +231,16 @@ def test_a_bind_mounted_namespace_is_refused_although_its_link_is_a_path(tmp_pat
     link, what = in_mount_namespace(script, str(mounted), sys.executable, program).splitlines()
     assert link == str(mounted)
     assert what == "namespace"
+
+
+def test_a_directory_on_a_read_only_mount_is_one_for_reading(tmp_path: Path) -> None:
+    program = "import runner.grants.kernel as k; print(k.describe(5).mode, k.describe(6).mode)"
+    # The file system stays writable: one of its mounts is not.
+    script = (
+        'mkdir "$1/a" "$1/b"; mount -t tmpfs none "$1/a"; mount --bind "$1/a" "$1/b"; '
+        'mount -o remount,bind,ro "$1/b"; exec "$2" -c "$3" 5<"$1/a" 6<"$1/b"'
+    )
+    assert in_mount_namespace(script, str(tmp_path), sys.executable, program).split() == ["rw", "r"]
 
 
 def test_a_connected_stream_socket_may_be_a_stream(keep: Keep) -> None:

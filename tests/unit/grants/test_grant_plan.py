@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.errors import EXIT_GRANT, EXIT_USAGE, WwError
-from runner.grants import rules
+from runner.grants import kernel, rules
 from runner.grants.flags import parse_fds
 from runner.grants.merge import merge
 from runner.grants.model import Request
@@ -34,24 +34,27 @@ class Fds(NamedTuple):
     connected: int
     datagram: int
     directory: int
+    other_directory: int
     path: int
+    path_of_directory: int
     epoll: int
     closed: int
     own: int
     inherited: Inherited
 
-    def plan(self, *flags: str, stdio: bool = False) -> GrantPlan:
+    def plan(self, *flags: str, stdio: bool = False, scratch: bool = False) -> GrantPlan:
         """Plans flags in which a field's name in braces stands for its number."""
         numbers = self._asdict()
         return build_plan(
             merge(*parse_fds([flag.format_map(numbers) for flag in flags])),
             self.inherited,
             stdio=stdio,
+            scratch=scratch,
         )
 
-    def error(self, *flags: str, code: int, stdio: bool = False) -> WwError:
+    def error(self, *flags: str, code: int, stdio: bool = False, scratch: bool = False) -> WwError:
         with pytest.raises(WwError) as caught:
-            self.plan(*flags, stdio=stdio)
+            self.plan(*flags, stdio=stdio, scratch=scratch)
         assert caught.value.code == code, caught.value
         return caught.value
 
@@ -78,7 +81,9 @@ def fds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fds]:
             "connected": stack.enter_context(one).fileno(),
             "datagram": stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)).fileno(),
             "directory": opened(os.open(path.parent, os.O_RDONLY)),
+            "other_directory": opened(os.open("/proc", os.O_RDONLY)),
             "path": opened(os.open(path, os.O_PATH)),
+            "path_of_directory": opened(os.open(path.parent, os.O_PATH)),
             "epoll": stack.enter_context(select.epoll()).fileno(),
         }
         own = opened(os.open(path, os.O_RDWR))
@@ -208,7 +213,10 @@ def test_more_grants_than_numbers_are_refused(fds: Fds, monkeypatch: pytest.Monk
     error = fds.error(*flags, code=EXIT_GRANT)
     assert "300 grants" in error.what
     assert "256 descriptors" in error.what
-    assert len(fds.plan(*flags[:236]).entries) == 239
+    assert len(fds.plan(*flags[:216]).entries) == 219
+    directories = [f"n{i}={fds.directory}" for i in range(109)]
+    assert len(fds.plan(*directories[:108]).entries) == 111
+    assert "needs 149 itself" in fds.error(*directories, code=EXIT_GRANT).what
 
 
 # Sources
@@ -307,7 +315,7 @@ def test_a_mode_the_descriptor_does_not_have_is_refused_and_both_are_said(
 
 
 @pytest.mark.parametrize("options", ["", ",mode=r", ",mode=rw,type=file"])
-@pytest.mark.parametrize("kind", ["path", "directory", "epoll"])
+@pytest.mark.parametrize("kind", ["path", "path_of_directory", "epoll"])
 def test_what_can_never_be_granted_is_refused_whatever_is_asked(
     fds: Fds, kind: str, options: str
 ) -> None:
@@ -316,9 +324,33 @@ def test_what_can_never_be_granted_is_refused_whatever_is_asked(
     assert error.hint
 
 
-def test_a_refused_directory_is_refused_with_the_reason(fds: Fds) -> None:
-    error = fds.error("a={directory}", code=EXIT_GRANT)
-    assert "a directory and cannot be granted: its '..' leads out of every jail" in error.what
+@pytest.mark.parametrize(
+    ("options", "mode"), [("", "r"), (",mode=r", "r"), (",mode=rw", "rw"), (",type=file", "r")]
+)
+def test_a_directory_is_read_unless_more_is_asked(fds: Fds, options: str, mode: str) -> None:
+    entry = fds.plan("a={directory}" + options).entries[-1]
+    assert (entry.grant.mode, entry.grant.type, entry.actual) == (mode, "file", "rw")
+
+
+def test_a_directory_cannot_be_written_only(fds: Fds) -> None:
+    error = fds.error("a={directory},mode=w", code=EXIT_GRANT)
+    assert error.what.startswith("mode=w is asked, but")
+    assert error.hint == "ask for mode=rw"
+
+
+def test_a_directory_on_a_read_only_mount_cannot_be_written(
+    fds: Fds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "_mount_mode", lambda _: "r")
+    assert fds.plan("a={directory}").entries[-1].actual == "r"
+    error = fds.error("a={directory},mode=rw", code=EXIT_GRANT)
+    assert "read-only mount" in error.what
+
+
+@pytest.mark.parametrize("kind", ["stream", "socket"])
+def test_a_directory_is_neither_stream_nor_socket(fds: Fds, kind: str) -> None:
+    error = fds.error("a={directory},type=" + kind, code=EXIT_GRANT)
+    assert error.what.endswith("is a directory")
 
 
 # Types
@@ -367,9 +399,138 @@ def test_a_pathlink_needs_number_three_for_the_root_directory(fds: Fds) -> None:
     flags = ["db={pipe_r},pathlink=true", "x={pipe_w},target=3"]
     error = fds.error(*flags, code=EXIT_USAGE)
     assert error.where == "--fd #2"
-    assert "'db' of --fd #1" in error.what
+    assert "the pathlink 'db' of --fd #1" in error.what
     fds.error("db={pipe_r},pathlink=true,target=3", code=EXIT_USAGE)
     assert targets(fds.plan("x={pipe_w},target=3")) == {"x": 3}
+
+
+# Directories
+
+
+def preopens(plan: GrantPlan) -> dict[str | None, tuple[str | None, int]]:
+    return {g.name: (g.guest, g.preopen) for g in plan.grants if g.name is not None}
+
+
+def test_directories_have_numbers_from_three_in_declaration_order_beside_their_targets(
+    fds: Fds,
+) -> None:
+    plan = fds.plan("b={directory},target=20", "x={pipe_r}", "a={other_directory}")
+    assert targets(plan) == {"b": 20, "x": 10, "a": 11}
+    assert preopens(plan) == {"b": ("/b", 3), "x": (None, 0), "a": ("/a", 4)}
+
+
+def test_one_directory_may_be_granted_for_reading_and_for_writing(fds: Fds) -> None:
+    plan = fds.plan("a={directory}", "b={directory},mode=rw")
+    assert preopens(plan) == {"a": ("/a", 3), "b": ("/b", 4)}
+    assert [grant.mode for grant in plan.grants if grant.name] == ["r", "rw"]
+
+
+@pytest.mark.parametrize("target", [3, 4])
+def test_a_number_of_a_directory_is_no_target_of_another_grant(fds: Fds, target: int) -> None:
+    flags = ["a={directory}", "b={directory}"]
+    error = fds.error(*flags, f"x={{pipe_r}},target={target}", code=EXIT_USAGE)
+    assert error.where == "--fd #3"
+    assert f"the directory '{'ab'[target - 3]}' of --fd #{target - 2}" in error.what
+    assert targets(fds.plan(*flags, "x={pipe_r},target=5"))["x"] == 5
+
+
+def test_a_directory_may_have_its_own_number_as_its_target_and_no_other_directorys(
+    fds: Fds,
+) -> None:
+    plan = fds.plan("a={directory},target=3", "b={directory},target=4")
+    assert [g[0] for g in plan.grants if g.name] == [3, 4]
+    fds.error("a={directory},target=4", "b={directory}", code=EXIT_USAGE)
+    fds.error("a={directory}", "b={directory},target=3", code=EXIT_USAGE)
+    assert targets(fds.plan("a={directory},target=4")) == {"a": 4}
+
+
+def test_the_writable_tmp_and_the_root_come_after_the_directories(fds: Fds) -> None:
+    flags = ["a={directory}", "db={pipe_r},pathlink=true"]
+    for target, words in ((4, "--scratch"), (5, "the pathlink 'db' of --fd #2")):
+        error = fds.error(*flags, f"x={{pipe_r}},target={target}", scratch=True, code=EXIT_USAGE)
+        assert words in error.what
+    assert targets(fds.plan(*flags, "x={pipe_r},target=6", scratch=True))["x"] == 6
+    assert targets(fds.plan("x={pipe_r},target=4", scratch=True)) == {"x": 4}
+
+
+def test_no_automatic_target_is_the_number_of_a_directory(fds: Fds) -> None:
+    flags = [f"d{index}={{directory}}" for index in range(9)]
+    plan = fds.plan(*flags, "x={pipe_r},pathlink=true", "y={pipe_r}", scratch=True)
+    # 3 to 11 are directories, 12 is /tmp, 13 the root.
+    assert list(targets(plan).values()) == list(range(14, 25))
+
+
+def test_a_directory_is_at_its_name_with_and_without_a_pathlink(fds: Fds) -> None:
+    assert fds.plan("a={directory},pathlink=true") == fds.plan("a={directory}")
+    # No link, so no root directory to find it in.
+    assert targets(fds.plan("a={directory},pathlink=true", "x={pipe_r},target=4"))["x"] == 4
+
+
+def test_a_directory_at_another_path_has_no_pathlink(fds: Fds) -> None:
+    request = Request("dir1", fds.directory, "--dir #1", pathlink=True, guest="/data")
+    with pytest.raises(WwError) as caught:
+        build_plan([request], fds.inherited, stdio=False)
+    assert (caught.value.code, caught.value.where) == (EXIT_USAGE, "--dir #1")
+
+
+def at(fds: Fds, *guests: str | None, scratch: bool = False, link: str = "") -> GrantPlan:
+    requests = [
+        Request(f"n{index}", fds.directory, f"o{index}", guest=guest)
+        for index, guest in enumerate(guests)
+    ]
+    if link:
+        requests.append(Request(link, fds.pipe_r, "link", pathlink=True))
+    return build_plan(requests, fds.inherited, stdio=False, scratch=scratch)
+
+
+@pytest.mark.parametrize(
+    "guests", [("/a", "/a"), ("a", "/a"), ("/", "."), (None, "/n0"), ("/a/b", "a/b")]
+)
+def test_two_directories_at_one_path_are_refused_and_both_are_named(
+    fds: Fds, guests: tuple[str | None, ...]
+) -> None:
+    with pytest.raises(WwError) as caught:
+        at(fds, *guests)
+    assert (caught.value.code, caught.value.where) == (EXIT_USAGE, "o1")
+    assert "'n1' cannot be at" in caught.value.what
+    assert "'n0' of o0" in caught.value.what
+
+
+def test_one_directory_may_be_below_another(fds: Fds) -> None:
+    assert [g.guest for g in at(fds, "/", "/a", "/a/b").grants if g.name] == ["/", "/a", "/a/b"]
+
+
+@pytest.mark.parametrize("guest", ["/tmp", "tmp"])
+def test_a_directory_cannot_be_where_the_writable_tmp_is(fds: Fds, guest: str) -> None:
+    with pytest.raises(WwError) as caught:
+        at(fds, guest, scratch=True)
+    assert (caught.value.code, caught.value.where) == (EXIT_USAGE, "o0")
+    assert at(fds, guest).grants[-1].guest == guest
+
+
+@pytest.mark.parametrize("guest", ["/", "."])
+def test_a_directory_cannot_be_the_root_beside_a_pathlink(fds: Fds, guest: str) -> None:
+    with pytest.raises(WwError) as caught:
+        at(fds, guest, link="db")
+    assert (caught.value.code, caught.value.where) == (EXIT_USAGE, "o0")
+    assert "the pathlink 'db' of link" in caught.value.what
+
+
+def test_a_pathlink_cannot_be_where_a_directory_is(fds: Fds) -> None:
+    with pytest.raises(WwError) as caught:
+        at(fds, "/db", link="db")
+    assert (caught.value.code, caught.value.where) == (EXIT_USAGE, "link")
+    with pytest.raises(WwError) as caught:
+        at(fds, link="tmp", scratch=True)
+    assert (caught.value.code, caught.value.where) == (EXIT_USAGE, "link")
+    assert at(fds, "/db/sub", link="db").grants[-1].pathlink
+    assert at(fds, link="tmp").grants[-1].pathlink
+
+
+def test_what_is_no_directory_has_no_path_in_the_cell(fds: Fds) -> None:
+    with pytest.raises(WwError) as caught:
+        build_plan([Request("a", fds.pipe_r, "o", guest="/a")], fds.inherited, stdio=False)
+    assert caught.value.code == EXIT_GRANT
 
 
 def test_a_pathlink_cannot_hide_proc(fds: Fds) -> None:
@@ -460,8 +621,8 @@ def test_a_plan_cannot_be_changed(fds: Fds) -> None:
     assert isinstance(hash(plan), int)
 
 
-LEGAL = ["file_r", "file_w", "file_rw", "pipe_r", "pipe_w", "connected", "datagram"]
-ILLEGAL = ["directory", "path", "epoll", "closed", "own"]
+LEGAL = ["file_r", "file_w", "file_rw", "pipe_r", "pipe_w", "connected", "datagram", "directory"]
+ILLEGAL = ["path", "path_of_directory", "epoll", "closed", "own"]
 
 
 def requests_for(
@@ -481,31 +642,32 @@ def requests_for(
 
 
 REQUESTS = st.one_of(
-    requests_for(LEGAL, st.one_of(st.none(), st.integers(0, 1000))),
+    requests_for([*LEGAL, "other_directory"], st.one_of(st.none(), st.integers(0, 1000))),
     requests_for([*LEGAL, *ILLEGAL], st.one_of(st.none(), st.integers(-2, 1 << 20))),
 )
 
 
 def planned_or_refused(
-    requests: list[Request], inherited: Inherited, stdio: bool
+    requests: list[Request], inherited: Inherited, stdio: bool, scratch: bool
 ) -> GrantPlan | WwError:
     try:
-        return build_plan(requests, inherited, stdio=stdio)
+        return build_plan(requests, inherited, stdio=stdio, scratch=scratch)
     except WwError as error:
         return error
 
 
-@given(REQUESTS, st.booleans())
+@given(REQUESTS, st.booleans(), st.booleans())
 def test_no_plan_repeats_a_target_or_grants_what_was_not_inherited_or_more_than_it_is(
     fds: Fds,
     drawn: list[tuple[str, Mode | None, FdType | None, int | None, bool, bool]],
     stdio: bool,
+    scratch: bool,
 ) -> None:
     requests = [
         Request(f"n{i}", getattr(fds, field), f"o{i}", mode, kind, target, move, True, link)
         for i, (field, mode, kind, target, move, link) in enumerate(drawn)
     ]
-    plan = planned_or_refused(requests, fds.inherited, stdio)
+    plan = planned_or_refused(requests, fds.inherited, stdio, scratch)
     if isinstance(plan, WwError):
         assert plan.code in (EXIT_USAGE, EXIT_GRANT)
         return
@@ -517,10 +679,19 @@ def test_no_plan_repeats_a_target_or_grants_what_was_not_inherited_or_more_than_
         grant, source, *_ = by_name[request.name]
         assert source == request.source
         assert source in fds.inherited.sources
-        assert source not in (fds.directory, fds.path, fds.epoll)
+        assert source not in (fds.path, fds.path_of_directory, fds.epoll)
         assert request.target in (None, grant.target)
         assert request.mode in (None, grant.mode)
         assert request.type in (None, grant.type)
+    found = [by_name[request.name].grant for request in requests]
+    directories = [grant for grant in found if grant.guest is not None]
+    assert [grant.preopen for grant in directories] == list(range(3, 3 + len(directories)))
+    links = any(grant.pathlink for grant in found)
+    taken = range(3, 3 + len(directories) + scratch + links)
+    for grant in found:
+        assert grant.target not in taken or grant.target == grant.preopen
+        assert (grant.guest is None) == (grant.preopen == 0)
+        assert grant.guest is None or not grant.pathlink
     moved = [entry.source for entry in plan.entries if entry.grant.move]
     every = [entry.source for entry in plan.entries]
     assert all(every.count(source) == 1 for source in moved)

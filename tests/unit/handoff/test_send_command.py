@@ -235,7 +235,7 @@ def test_without_a_command_it_can_listen_too(folder: Path) -> None:
         ("x", ["a=7", "a=7"], [], 2, "already given"),
         ("x", ["a=9"], [], 65, "fd 9 is not open"),
         ("x", ["a=7,mode=w"], ["true"], 65, "mode=w is asked"),
-        ("x", ["a=8"], [], 65, "directory"),
+        ("x", ["a=8,mode=w"], [], 65, "directory"),
     ],
 )
 def test_what_cannot_be_granted_is_refused_before_anything_happens(

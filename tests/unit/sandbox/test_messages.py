@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sandbox import FdType, Grant, Mode, Outcome, Plan, wire
 from sandbox.outcome import Kind
+from sandbox.policy import FEATURES, Isolation, LimitName, Limits, Network
 
 GRANTS = st.builds(
     Grant,
@@ -24,6 +25,21 @@ GRANTS = st.builds(
     move=st.booleans(),
     cloexec=st.booleans(),
     pathlink=st.booleans(),
+    guest=st.none() | st.text(max_size=10),
+    preopen=st.integers(0, 65534),
+)
+COUNT = st.integers(0, 2**63 - 1)
+LIMITS = st.builds(
+    Limits,
+    wall=st.none() | st.floats(0, 1e9, allow_nan=False),
+    cpu=st.none() | COUNT,
+    fuel=st.none() | COUNT,
+    memory=st.none() | COUNT,
+    table_elements=COUNT,
+    output=st.none() | COUNT,
+    pids=COUNT,
+    nofile=COUNT,
+    scratch=COUNT,
 )
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 PLANS = st.builds(
@@ -33,6 +49,13 @@ PLANS = st.builds(
     env=st.lists(st.tuples(TEXT, TEXT), max_size=4).map(tuple),
     uid=st.integers(1, 2**32 - 2),
     gid=st.integers(0, 2**32 - 2),
+    digest=st.text("0123456789abcdef", min_size=64, max_size=64),
+    limits=LIMITS,
+    network=st.sampled_from(get_args(Network)),
+    required=st.lists(st.sampled_from(FEATURES), unique=True).map(tuple),
+    isolation=st.sampled_from(get_args(Isolation)),
+    content=TEXT,
+    terminals=st.lists(st.integers(0, 65534), max_size=3).map(tuple),
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -70,6 +93,7 @@ def test_what_is_no_plan_is_a_value_error(data: bytes) -> None:
         code=st.integers(0, 4095),
         what=st.text(),
         step=st.text(),
+        limit=st.sampled_from(["", *get_args(LimitName)]),
     )
 )
 def test_an_outcome_is_read_as_it_was_written(outcome: Outcome) -> None:
@@ -82,6 +106,32 @@ def test_what_is_no_outcome_is_a_value_error(data: bytes) -> None:
         outcome = Outcome.decode(data)
         assert outcome.kind in get_args(Kind)
         assert 0 <= outcome.code <= 4095
+        assert outcome.limit in ("", *get_args(LimitName))
+
+
+def test_a_plan_of_another_version_is_refused() -> None:
+    plan = Plan((), (), (), 1, 1, "00")
+    fields = json.loads(plan.encode())
+    assert Plan.decode(json.dumps(fields).encode()) == plan
+    others: list[object] = [fields[:-1], [*fields, ""], [], {}, None, [None] * len(fields)]
+    for other in others:
+        with pytest.raises(ValueError):
+            Plan.decode(json.dumps(other).encode())
+
+
+def test_the_order_of_directories_is_that_of_their_first_numbers() -> None:
+    grants = (
+        Grant(9, "c", "r", "file", guest="/c", preopen=4),
+        Grant(10, "f", "r", "file"),
+        Grant(11, "a", "rw", "file", guest="/a", preopen=3),
+    )
+    plan = Plan(grants, (), (), 1, 1, "00")
+    assert [grant.name for grant in plan.directories] == ["a", "c"]
+    assert (plan.scratch_preopen, plan.root_preopen) == (5, 5)
+    plan = plan._replace(limits=Limits(scratch=1))
+    assert (plan.scratch_preopen, plan.root_preopen) == (5, 6)
+    plan = plan._replace(content="/ipfs")
+    assert (plan.scratch_preopen, plan.content_preopen, plan.root_preopen) == (5, 6, 7)
 
 
 @pytest.mark.parametrize(
@@ -89,11 +139,16 @@ def test_what_is_no_outcome_is_a_value_error(data: bytes) -> None:
     [
         b"",
         b"[" * 60000,
-        b'["exit", -1, "", ""]',
-        b'["exit", 5000, "", ""]',
-        b'["exit", "0", "", ""]',
-        b'["escape", 0, "", ""]',
+        b'["exit", -1, "", "", ""]',
+        b'["exit", 5000, "", "", ""]',
+        b'["exit", "0", "", "", ""]',
+        b'["exit", 0.5, "", "", ""]',
+        b'["escape", 0, "", "", ""]',
+        b'["limit", 0, "", "", "time"]',
+        b'["limit", 0, "", "", 1]',
         b'["exit", 0, ""]',
+        b'["exit", 0, "", ""]',
+        b'["exit", 0, "", "", "", ""]',
         b'{"kind": "exit"}',
         b"\xff\xfe",
     ],

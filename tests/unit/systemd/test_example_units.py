@@ -61,6 +61,11 @@ def test_the_flags_use_the_name_that_the_socket_gives() -> None:
     assert f"--fd-map {name}=" in settings("ww-echo.service")["ExecStart"]
 
 
+def test_the_service_is_not_ended_by_limits_that_are_meant_for_programs() -> None:
+    text = (UNITS / "ww-echo.service").read_text()
+    assert "--timeout none --cpu-time none --output none" in text
+
+
 @pytest.mark.parametrize("setting", sorted(CONFLICTS))
 def test_the_document_says_what_each_conflicting_setting_breaks(setting: str) -> None:
     assert f"`{setting}=" in (EXAMPLES.parent / "docs" / "systemd.md").read_text()

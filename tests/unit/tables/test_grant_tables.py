@@ -342,6 +342,7 @@ REQUESTS = st.builds(
     move=st.booleans(),
     cloexec=st.booleans(),
     pathlink=st.booleans(),
+    guest=st.none(),  # no key of a table
 )
 
 

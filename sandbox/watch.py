@@ -1,0 +1,166 @@
+"""Waiting for a jailed process, and telling what ended it."""
+
+import math
+import os
+import resource
+import select
+import signal
+import time
+from collections.abc import Callable, Container
+from typing import NamedTuple
+
+from sandbox import syscalls
+from sandbox.cgroups import Cgroup
+from sandbox.outcome import Outcome, limit
+from sandbox.policy import Limits
+
+# One message from the process; a longer report of a trap is cut there.
+MOST_OUTCOME = 64 << 10
+
+# The process says this when its jail is complete, before the first of the cell's code runs.
+ENTERED = b"entered"
+# What it may say before that, and what after, when it may be somebody else's.
+_BEFORE = ("jail", "stale", "fault")
+_AFTER = ("exit", "trap", "rejected", "limit", "fault")
+
+
+class Child(NamedTuple):
+    """A jailed process, as the spawner knows it.
+
+    Attributes:
+        pid: Its number here.
+        pidfd: A descriptor of it.
+        line: Our end of the socket to it.
+        cgroup: Its control group, where the machine gives one.
+    """
+
+    pid: int
+    pidfd: int
+    line: int
+    cgroup: Cgroup | None
+
+    def kill(self) -> tuple[int, resource.struct_rusage]:
+        """Kill it if it still lives, wait for it, and remove what is left of it.
+
+        Returns:
+            Its wait status and what it used; wait4(2).
+
+        Raises:
+            OSError: As rmdir(2) of its control group says.
+        """
+        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        _, status, usage = os.wait4(self.pid, 0)
+        os.close(self.pidfd)
+        os.close(self.line)
+        return status, usage
+
+
+def wait(
+    child: Child,
+    runner: int,
+    limits: Limits,
+    deadline: float | None,
+    on_entered: Callable[[], None],
+) -> Outcome:
+    """Wait until a jailed process has told how it ended, has ended without, or has to end.
+
+    It has ended, and nothing is left of it, when this returns or raises.
+
+    Args:
+        child: The process.
+        runner: The connection to the runner; its end is the cell's.
+        limits: What the cell may use up.
+        deadline: When it has to end, on the monotonic clock.
+        on_entered: Called when it is in its jail.
+    """
+    told: Outcome | None = None
+    try:
+        told = _listen(child, runner, limits.cpu, deadline, on_entered)
+    finally:
+        status, usage = child.kill()
+        try:
+            ended = _judge(told, status, usage, limits, child.cgroup)
+        finally:
+            if child.cgroup is not None:
+                child.cgroup.remove()
+    return ended
+
+
+def _listen(
+    child: Child,
+    runner: int,
+    most_cpu: int | None,
+    deadline: float | None,
+    on_entered: Callable[[], None],
+) -> Outcome | None:
+    """Return what the process said, or what the spawner decides; ``None`` if neither."""
+    clock = syscalls.cpu_clock(child.pid)
+    poller = select.poll()
+    for source in (runner, child.line, child.pidfd):
+        poller.register(source, select.POLLIN)
+    crowd = None if child.cgroup is None else child.cgroup.pids_events
+    if crowd is not None:
+        poller.register(crowd, select.POLLPRI)
+    entered = False
+    while True:
+        left = math.inf if deadline is None else deadline - time.monotonic()
+        if left <= 0:
+            return limit("wall")
+        if most_cpu is not None:
+            # A process has one thread, and uses no more of it than passes.
+            left_cpu = most_cpu - time.clock_gettime(clock)
+            if left_cpu <= 0:
+                return limit("cpu")
+            left = min(left, left_cpu)
+        # Rounded up: otherwise the last millisecond would be spent spinning.
+        ready = dict(poller.poll(None if left == math.inf else int(left * 1000) + 1))
+        if child.line in ready:
+            data = os.read(child.line, MOST_OUTCOME)
+            if not data:
+                poller.unregister(child.line)  # it will say no more; its end is what counts
+            elif data == ENTERED and not entered:
+                entered = True
+                on_entered()
+            else:
+                return _told(data, _AFTER if entered else _BEFORE)
+        elif runner in ready or child.pidfd in ready:
+            return None
+        elif crowd in ready and child.cgroup is not None and child.cgroup.pids_exceeded():
+            return limit("pids")
+
+
+def _told(data: bytes, kinds: Container[str]) -> Outcome:
+    """Return what a cell's process said, if that is an outcome it can have come to."""
+    try:
+        outcome = Outcome.decode(data)
+    except ValueError:
+        outcome = None
+    if outcome is None or outcome.kind not in kinds:
+        return Outcome("fault", what="the cell's process reported what cannot be")
+    return outcome
+
+
+def _judge(
+    told: Outcome | None,
+    status: int,
+    usage: resource.struct_rusage,
+    limits: Limits,
+    cgroup: Cgroup | None,
+) -> Outcome:
+    """Return how a process ended: what was told, or what its end and its use of things say."""
+    if told is not None:
+        return told
+    if cgroup is not None and cgroup.oom_killed():
+        return limit("host-memory")
+    if cgroup is not None and cgroup.pids_exceeded():
+        return limit("pids")
+    if os.WIFEXITED(status):
+        code = os.WEXITSTATUS(status)
+        return Outcome("fault", what=f"the cell's process ended by itself, with {code}")
+    number = os.WTERMSIG(status)
+    used = usage.ru_utime + usage.ru_stime
+    if number == signal.SIGKILL and limits.cpu is not None and used >= limits.cpu:
+        return limit("cpu")
+    if number == signal.SIGSYS:
+        return Outcome("isolation", what="it made a system call that no cell has a reason to make")
+    return Outcome("signal", number)

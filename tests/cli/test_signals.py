@@ -1,0 +1,280 @@
+"""Signals to ww, and the terminal that it was started on."""
+
+import contextlib
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Leftovers, Ww
+from tests.jail.inside import name_of, variant
+
+LeftoversFixture = Callable[..., Leftovers]
+ENDING = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT]
+PATIENCE = 30
+
+# A cell that is done when its input ends, and says so; and one that never is.
+READING = """
+(module
+  (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 64) "begun\\n") (data (i32.const 80) "done\\n")
+  (func $say (param i32 i32)
+    (i32.store (i32.const 0) (local.get 0)) (i32.store (i32.const 4) (local.get 1))
+    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8))))
+  (func (export "_start")
+    (call $say (i32.const 64) (i32.const 6))
+    (loop
+      (i32.store (i32.const 0) (i32.const 128)) (i32.store (i32.const 4) (i32.const 16))
+      (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)))
+      (br_if 0 (i32.load (i32.const 8))))
+    (call $say (i32.const 80) (i32.const 5))))
+"""
+
+# A cell that has broken out of the engine and the system call filter, and changes its terminal.
+MEDDLING = """
+import os, termios, time
+from sandbox import seccomp
+from sandbox.outcome import Outcome
+from sandbox.wasi.cell import CellHost
+
+seccomp.install = lambda program: None
+
+def run(self, inside):
+    inside.seal()
+    settings = termios.tcgetattr(0)
+    settings[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(0, termios.TCSANOW, settings)
+    os.write(1, b"begun\\n")
+    {then}
+
+CellHost.run = run
+"""
+SLOW_COMPILER = """
+import time
+from sandbox.wasi.cell import CellHost
+
+def compile(self, inside):
+    inside.seal()
+    while True:
+        time.sleep(1)
+
+CellHost.compile = compile
+"""
+
+# Makes the terminal at 0 that of its session, and then becomes, or starts, the program.
+ON_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+if sys.argv[1] == "foreground":
+    os.execvp(sys.argv[2], sys.argv[2:])
+pid = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ, setpgroup=0)
+_, status = os.waitpid(pid, os.WUNTRACED)
+if os.WIFSTOPPED(status):
+    os.kill(pid, 9)
+    sys.exit(200)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.fixture
+def reading(ww_account: Ww) -> Path:
+    import wasmtime
+
+    return ww_account.file("reading.wasm", bytes(wasmtime.wat2wasm(READING)))
+
+
+@pytest.fixture
+def terminal(ww_account: Ww) -> Iterator[tuple[int, int]]:
+    """A pseudoterminal of the account's: what a person types at, and what ww gets."""
+    master, slave = pty.openpty()
+    os.fchown(slave, ww_account.account.uid, -1)
+    yield master, slave
+    for fd in (master, slave):
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def begun(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begun\n"
+
+
+@contextlib.contextmanager
+def running(ww: Ww, *args: str | Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    with ww.start([*args], **options) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_with_grace_a_cell_may_end_by_itself_and_ww_still_ends_by_the_signal(
+    ww_account: Ww, reading: Path, leftovers: LeftoversFixture, number: signal.Signals
+) -> None:
+    options: dict[str, Any] = {"stdin": subprocess.PIPE}
+    command: list[str | Path] = [*ww_account.command, "run", "--grace", "1h", reading]
+    with leftovers(ww_account), running(ww_account, *command, **options) as process:
+        begun(process)
+        process.send_signal(number)
+        out, err = process.communicate(b"more", PATIENCE)
+    assert (process.returncode, out, err) == (128 + number, b"done\n", b"")
+
+
+def test_when_the_grace_is_over_the_cell_is_killed(
+    ww_account: Ww, reading: Path, leftovers: LeftoversFixture
+) -> None:
+    options: dict[str, Any] = {"stdin": subprocess.PIPE}
+    command: list[str | Path] = [*ww_account.command, "run", "--grace", "0.3", reading]
+    with leftovers(ww_account), running(ww_account, *command, **options) as process:
+        begun(process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+        assert process.communicate()[0] == b""
+
+
+def test_a_second_signal_ends_the_grace(
+    ww_account: Ww, reading: Path, leftovers: LeftoversFixture
+) -> None:
+    options: dict[str, Any] = {"stdin": subprocess.PIPE}
+    command: list[str | Path] = [*ww_account.command, "run", "--grace", "1h", reading]
+    with leftovers(ww_account), running(ww_account, *command, **options) as process:
+        begun(process)
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 128 + signal.SIGINT  # what asked first
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_ends_a_compilation_too(
+    ww_account: Ww, reading: Path, leftovers: LeftoversFixture, number: signal.Signals
+) -> None:
+    command: list[str | Path] = [*variant(SLOW_COMPILER), "run", reading]
+    with leftovers(ww_account), running(ww_account, *command) as process:
+        wait_for(lambda: "compiler" in names_below(process.pid))
+        process.send_signal(number)
+        assert process.wait(PATIENCE) == 128 + number
+
+
+@pytest.mark.parametrize("stopped", ["cell", "spawner"])
+def test_what_somebody_has_stopped_ends_with_ww_all_the_same(
+    ww_account: Ww, reading: Path, leftovers: LeftoversFixture, stopped: str
+) -> None:
+    options: dict[str, Any] = {"stdin": subprocess.PIPE}
+    command: list[str | Path] = [*ww_account.command, "run", reading]
+    with leftovers(ww_account), running(ww_account, *command, **options) as process:
+        begun(process)
+        spawner, cell = chain_below(process.pid)
+        os.kill(cell if stopped == "cell" else spawner, signal.SIGSTOP)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+
+
+def test_a_stopped_spawner_ends_when_ww_is_killed(
+    ww_account: Ww, reading: Path, leftovers: LeftoversFixture
+) -> None:
+    options: dict[str, Any] = {"stdin": subprocess.PIPE}
+    command: list[str | Path] = [*ww_account.command, "run", reading]
+    with leftovers(ww_account), running(ww_account, *command, **options) as process:
+        begun(process)
+        spawner, _ = chain_below(process.pid)
+        os.kill(spawner, signal.SIGSTOP)
+        process.kill()
+        process.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("end", ["by itself", "by its limit", "by a signal"])
+def test_a_terminal_is_as_before_whatever_a_cell_did_and_however_it_ended(
+    ww_account: Ww, reading: Path, terminal: tuple[int, int], end: str
+) -> None:
+    _, slave = terminal
+    before = termios.tcgetattr(slave)
+    then = 'return Outcome("exit", 5)' if end == "by itself" else "time.sleep(600)"
+    limit = ["--timeout", "1"] if end == "by its limit" else []
+    command: list[str | Path] = [*variant(MEDDLING.format(then=then)), "run", *limit, reading]
+    with running(ww_account, *command, stdin=slave) as process:
+        begun(process)
+        if end == "by a signal":
+            assert termios.tcgetattr(slave) != before
+            process.send_signal(signal.SIGTERM)
+        code = {"by itself": 5, "by its limit": 66, "by a signal": 128 + signal.SIGTERM}[end]
+        assert process.wait(PATIENCE) == code
+    assert termios.tcgetattr(slave) == before
+
+
+def test_in_the_background_of_a_terminal_ww_is_not_stopped_by_putting_it_in_order(
+    ww_account: Ww, reading: Path, terminal: tuple[int, int]
+) -> None:
+    _, slave = terminal
+    before = termios.tcgetattr(slave)
+    meddling = variant(MEDDLING.format(then='return Outcome("exit", 5)'))
+    wrapped: list[str | Path] = [
+        sys.executable,
+        "-c",
+        ON_TERMINAL,
+        "background",
+        *meddling,
+        "run",
+        reading,
+    ]
+    with running(ww_account, *wrapped, stdin=slave) as process:
+        assert process.wait(PATIENCE) == 5
+        assert termios.tcgetattr(slave) == before
+
+
+def test_an_interrupt_that_is_typed_ends_the_cell_through_ww_alone(
+    ww_account: Ww, reading: Path, terminal: tuple[int, int], leftovers: LeftoversFixture
+) -> None:
+    master, slave = terminal
+    foreground = [sys.executable, "-c", ON_TERMINAL, "foreground"]
+    command: list[str | Path] = [*foreground, *ww_account.command, "run", reading]
+    with leftovers(ww_account), running(ww_account, *command, stdin=slave) as process:
+        begun(process)
+        spawner, cell = chain_below(process.pid)
+        # A terminal's signals are for the processes of its session.
+        assert len({session(process.pid), session(spawner), session(cell)}) == 3
+        os.write(master, b"\x03")
+        assert process.wait(PATIENCE) == 128 + signal.SIGINT
+
+
+def children(pid: int) -> list[int]:
+    return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def names_below(pid: int) -> set[str]:
+    try:
+        return {name_of(cell) for spawner in children(pid) for cell in children(spawner)}
+    except OSError:
+        return set()
+
+
+def chain_below(pid: int) -> tuple[int, int]:
+    """The spawner and the process of a cell that has begun."""
+    (spawner,) = children(pid)
+    (cell,) = children(spawner)
+    return spawner, cell
+
+
+def session(pid: int) -> int:
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return int(text[text.rindex(")") + 2 :].split()[3])
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.01)
