@@ -1,10 +1,8 @@
 """Nothing of a cell outlives it, however it ends."""
 
 import os
-import random
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -134,35 +132,3 @@ def test_a_cell_that_ends_takes_what_it_forked_along(
     with leftovers(ww_account):
         done = ww_account.call([*variant("native"), "run", "--pids", "40", probe, "forks", "20"])
     assert b'"fork after 20"' in done.stdout
-
-
-@pytest.mark.parametrize("victim", ["ww", "spawner", "cell"])
-def test_sigkill_at_a_random_moment_leaves_nothing(
-    ww_account: Ww, spin: bytes, leftovers: LeftoversFixture, victim: str
-) -> None:
-    cell = ww_account.file("spin.wasm", spin)
-    seed = random.randrange(1 << 32)
-    moments = random.Random(seed)
-    with leftovers(ww_account):
-        for _ in range(12):
-            with ww_account.start(
-                [*ww_account.command, "run", "--fd", "a=3,pathlink=true", cell],
-                fds={3: Path("/dev/null")},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            ) as ww:
-                time.sleep(moments.uniform(0, 0.4))
-                # Whoever is there at that moment: before there is a cell, its maker.
-                chain = [ww.pid, *_below(ww.pid)]
-                _end(chain[min(["ww", "spawner", "cell"].index(victim), len(chain) - 1)])
-                assert ww.wait(30) != 0, f"seed {seed}"
-
-
-def _below(pid: int) -> list[int]:
-    found: list[int] = []
-    while True:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        if not children:
-            return found
-        pid = int(children[0])
-        found.append(pid)
