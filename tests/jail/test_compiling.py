@@ -121,9 +121,9 @@ def test_no_process_of_a_compilation_has_more_memory_than_it_was_allowed(
             process.returncode = os.waitstatus_to_exitcode(status)
         assert process.returncode == 66
         peaks.append(usage.ru_maxrss * 1024)
-    # What the host may use beside it is 256 MiB, and what is there before is about 100.
-    assert peaks[0] < (32 + 256 + 150) * MIB
-    assert peaks[1] < (256 + 256 + 150) * MIB
+    # What the host may use beside it is 256 MiB, and what is there before is 100 to 200.
+    assert peaks[0] < (32 + 256 + 250) * MIB
+    assert peaks[1] < (256 + 256 + 250) * MIB
 
 
 def test_want_of_memory_while_compiling_is_the_memory_limit(

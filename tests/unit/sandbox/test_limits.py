@@ -147,7 +147,8 @@ def test_memory_beyond_the_limit_is_refused() -> None:
         limits.apply(Limits(memory=16 << 20), above)
         kept = bytearray(16 << 20)  # what it may have, and more is for the host itself
         try:
-            bytearray(HOST_MEMORY + (32 << 20))
+            # Well beyond it: a test run that is large itself may give some back meanwhile.
+            bytearray(HOST_MEMORY + (512 << 20))
         except MemoryError:
             return len(kept)
         return None
