@@ -287,6 +287,7 @@ class Signals:
     def __init__(self) -> None:
         self._grace = 0.0
         self._first: int | None = None
+        self._over = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -295,8 +296,14 @@ class Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        ending, self._over = self._over, True
+        # Python complains of a signal that it has taken note of and then finds no handler for.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, self._before)
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # Its own for SIGINT writes a traceback, and what ends has no use for one.
+            default = ending and handler is signal.default_int_handler
+            signal.signal(number, signal.SIG_DFL if default else handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     @contextmanager
     def grace(self, seconds: float) -> Iterator[None]:
@@ -317,15 +324,17 @@ class Signals:
             self._grace = 0.0
             signal.setitimer(signal.ITIMER_REAL, 0)
         if self._first is not None:
+            self._over = True
             raise Ended(self._first)
 
     def _end(self, number: int, _frame: FrameType | None) -> None:
+        if self._over:
+            return
         if self._first is None and self._grace and number != signal.SIGALRM:
             self._first = number
             signal.setitimer(signal.ITIMER_REAL, self._grace)
             return
-        for other in self._before:
-            signal.signal(other, signal.SIG_IGN)
+        self._over = True
         raise Ended(self._first or number)
 
 

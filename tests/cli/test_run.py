@@ -402,17 +402,18 @@ def test_the_cache_of_compiled_modules_is_used_only_if_nobody_else_can_write_it(
     (artifact, *_) = (ww.home / "cache").glob("switch-*.cwasm")
     damaged = bytearray(artifact.read_bytes())
     damaged[len(damaged) // 2] ^= 0xFF
+    artifact.chmod(0o600)
     artifact.write_bytes(damaged)
     assert ww.run("run", HELLO).returncode == 0  # noticed, and made anew
     assert artifact.read_bytes() != damaged
     # A file that others may write is not believed, whatever it holds.
-    good = artifact.read_bytes()
-    header, data = good[:8], bytearray(good[8:])
-    data[:] = bytes(len(data))
-    artifact.write_bytes(struct.pack("<II", len(data), zlib.crc32(data)) + data)
+    data = bytes(len(damaged) - 16)
+    forged = data + struct.pack("<QI4s", len(data), zlib.crc32(data), b"ww1\n")
+    artifact.chmod(0o600)
+    artifact.write_bytes(forged)
     artifact.chmod(0o622)
     assert ww.run("run", HELLO).returncode == 0
-    assert header
+    assert artifact.read_bytes() != forged
 
 
 def test_a_connected_socket_may_be_declared_a_stream(ww: Ww) -> None:

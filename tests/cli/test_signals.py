@@ -1,6 +1,7 @@
 """Signals to ww, and the terminal that it was started on."""
 
 import contextlib
+import fcntl
 import os
 import pty
 import signal
@@ -14,12 +15,17 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Leftovers, Ww
-from tests.jail.inside import name_of, variant
+from tests.conftest import BuildFunction, Leftovers, Ww
+from tests.jail.inside import call, name_of, perform, variant
 
 LeftoversFixture = Callable[..., Leftovers]
 ENDING = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT]
 PATIENCE = 30
+
+# struct termios of include/uapi/asm-generic/termbits.h: four words of flags, the last c_lflag whose
+# lowest byte has ECHO and ICANON; a byte for the line discipline; 19 characters.
+KERNEL_TERMIOS = 4 * 4 + 1 + 19
+LOCAL_FLAGS = 3 * 4 + (0 if sys.byteorder == "little" else 3)
 
 # A cell that is done when its input ends, and says so; and one that never is.
 READING = """
@@ -159,6 +165,37 @@ def test_a_second_signal_ends_the_grace(
 
 
 @pytest.mark.parametrize("number", ENDING)
+def test_a_signal_that_ww_was_started_to_ignore_stays_ignored(
+    ww_account: Ww, reading: Path, leftovers: LeftoversFixture, number: signal.Signals
+) -> None:
+    other = signal.SIGTERM if number is not signal.SIGTERM else signal.SIGINT
+    ignoring = ["bash", "-c", f'trap "" {number.name[3:]}; exec "$@"', "bash"]
+    options: dict[str, Any] = {"stdin": subprocess.PIPE}
+    command: list[str | Path] = [*ignoring, *ww_account.command, "run", reading]
+    with leftovers(ww_account), running(ww_account, *command, **options) as process:
+        begun(process)
+        process.send_signal(number)
+        process.send_signal(other)
+        assert process.wait(PATIENCE) == 128 + other
+
+
+def test_many_signals_at_once_end_it_like_one(
+    ww_account: Ww, reading: Path, leftovers: LeftoversFixture
+) -> None:
+    options: dict[str, Any] = {"stdin": subprocess.PIPE}
+    command: list[str | Path] = [*ww_account.command, "run", reading]
+    with leftovers(ww_account), running(ww_account, *command, **options) as process:
+        begun(process)
+        while process.poll() is None:
+            for number in ENDING:
+                process.send_signal(number)
+        _, err = process.communicate()
+    # One that comes when all is done may end ww itself, which is the same to a shell.
+    assert process.returncode in {sign for n in ENDING for sign in (128 + n, -n)}
+    assert err == b""
+
+
+@pytest.mark.parametrize("number", ENDING)
 def test_a_signal_ends_a_compilation_too(
     ww_account: Ww, reading: Path, leftovers: LeftoversFixture, number: signal.Signals
 ) -> None:
@@ -167,6 +204,43 @@ def test_a_signal_ends_a_compilation_too(
         wait_for(lambda: "compiler" in names_below(process.pid))
         process.send_signal(number)
         assert process.wait(PATIENCE) == 128 + number
+
+
+def test_a_second_signal_ends_the_grace_of_a_compilation(
+    ww_account: Ww, reading: Path, leftovers: LeftoversFixture
+) -> None:
+    command: list[str | Path] = [*variant(SLOW_COMPILER), "run", "--grace", "1h", reading]
+    with leftovers(ww_account), running(ww_account, *command) as process:
+        wait_for(lambda: "compiler" in names_below(process.pid))
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        # Of two that wait, the one with the lower number comes first.
+        assert process.wait(PATIENCE) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+
+
+def test_a_compiler_that_somebody_has_stopped_ends_at_the_time_limit(
+    ww_account: Ww, reading: Path, leftovers: LeftoversFixture
+) -> None:
+    command: list[str | Path] = [*variant(SLOW_COMPILER), "run", "--timeout", "2", reading]
+    with leftovers(ww_account), running(ww_account, *command) as process:
+        wait_for(lambda: "compiler" in names_below(process.pid))
+        _, compiler = chain_below(process.pid)
+        os.kill(compiler, signal.SIGSTOP)
+        assert process.wait(PATIENCE) == 66
+
+
+def test_the_cell_of_a_stopped_ww_ends_at_the_time_limit(
+    ww_account: Ww, reading: Path, leftovers: LeftoversFixture
+) -> None:
+    options: dict[str, Any] = {"stdin": subprocess.PIPE}
+    command: list[str | Path] = [*ww_account.command, "run", "--timeout", "1", reading]
+    with leftovers(ww_account), running(ww_account, *command, **options) as process:
+        begun(process)
+        spawner, _ = chain_below(process.pid)
+        process.send_signal(signal.SIGSTOP)
+        wait_for(lambda: children(spawner) == [])
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(PATIENCE) == 66
 
 
 @pytest.mark.parametrize("stopped", ["cell", "spawner"])
@@ -215,6 +289,19 @@ def test_a_terminal_is_as_before_whatever_a_cell_did_and_however_it_ended(
     assert termios.tcgetattr(slave) == before
 
 
+def test_a_terminal_is_as_before_a_native_program_that_has_set_it(
+    ww_account: Ww, native_probe: BuildFunction, terminal: tuple[int, int]
+) -> None:
+    _, slave = terminal
+    before = termios.tcgetattr(slave)
+    kernels = bytearray(fcntl.ioctl(slave, termios.TCGETS, bytes(KERNEL_TERMIOS)))
+    kernels[LOCAL_FLAGS] &= ~(termios.ECHO | termios.ICANON) & 0xFF
+    attack = call("ioctl", 0, termios.TCSETS, bytes(kernels))
+    tried = perform(ww_account, "native", native_probe("attacks"), attack, stdin=slave)
+    assert tried.all() == [(0, 0)]
+    assert termios.tcgetattr(slave) == before
+
+
 def test_in_the_background_of_a_terminal_ww_is_not_stopped_by_putting_it_in_order(
     ww_account: Ww, reading: Path, terminal: tuple[int, int]
 ) -> None:
@@ -235,8 +322,14 @@ def test_in_the_background_of_a_terminal_ww_is_not_stopped_by_putting_it_in_orde
         assert termios.tcgetattr(slave) == before
 
 
+@pytest.mark.parametrize(("typed", "number"), [(b"\x03", signal.SIGINT), (b"\x1c", signal.SIGQUIT)])
 def test_an_interrupt_that_is_typed_ends_the_cell_through_ww_alone(
-    ww_account: Ww, reading: Path, terminal: tuple[int, int], leftovers: LeftoversFixture
+    ww_account: Ww,
+    reading: Path,
+    terminal: tuple[int, int],
+    leftovers: LeftoversFixture,
+    typed: bytes,
+    number: signal.Signals,
 ) -> None:
     master, slave = terminal
     foreground = [sys.executable, "-c", ON_TERMINAL, "foreground"]
@@ -246,8 +339,24 @@ def test_an_interrupt_that_is_typed_ends_the_cell_through_ww_alone(
         spawner, cell = chain_below(process.pid)
         # A terminal's signals are for the processes of its session.
         assert len({session(process.pid), session(spawner), session(cell)}) == 3
-        os.write(master, b"\x03")
-        assert process.wait(PATIENCE) == 128 + signal.SIGINT
+        os.write(master, typed)
+        assert process.wait(PATIENCE) == 128 + number
+
+
+def test_a_terminal_that_goes_away_ends_the_cell_of_its_ww(
+    ww_account: Ww, reading: Path, terminal: tuple[int, int], leftovers: LeftoversFixture
+) -> None:
+    master, slave = terminal
+    foreground = [sys.executable, "-c", ON_TERMINAL, "foreground"]
+    # What the cell sees first is the end of its input, and it may end by itself in time.
+    command: list[str | Path] = [*foreground, *variant(MEDDLING.format(then="time.sleep(600)"))]
+    with (
+        leftovers(ww_account),
+        running(ww_account, *command, "run", reading, stdin=slave) as process,
+    ):
+        begun(process)
+        os.close(master)
+        assert process.wait(PATIENCE) == 128 + signal.SIGHUP
 
 
 def children(pid: int) -> list[int]:

@@ -28,6 +28,15 @@ FLAGS: tuple[tuple[str, ...], ...] = (
     ("--net", "loopback"),
     ("--fd", "a=3,pathlink=true"),
 )
+# Reads 16 bytes at 16 from its standard input, where nobody ever writes.
+WAITING = """
+(module
+  (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "_start")
+    (i32.store (i32.const 0) (i32.const 16)) (i32.store (i32.const 4) (i32.const 16))
+    (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)))))
+"""
 VICTIMS = ("ww", "spawner", "cell", "all")
 
 
@@ -47,18 +56,19 @@ def victims(ww: int, victim: str) -> list[int]:
     return [chain[min(VICTIMS.index(victim), len(chain) - 1)]]
 
 
-def end_one(ww: Ww, seed: int, spin: Path, slow: Path) -> str:
+def end_one(ww: Ww, seed: int, spin: Path, wait: Path, slow: Path, silent: int) -> str:
     """Start one, kill, wait; return the name of the process that it hit."""
     choose = random.Random(seed)
     victim = choose.choice(VICTIMS)
-    # One that runs for ever, and one that takes long to compile.
-    cells: list[list[str | Path]] = [[spin], [slow, "-e", "for (;;);"]]
+    # One that runs for ever, one that waits for ever, and one that takes long to compile.
+    cells: list[list[str | Path]] = [[spin], [wait], [slow, "-e", "for (;;);"]]
     cell = choose.choice(cells)
     flags = choose.choice(FLAGS)
     moment = choose.uniform(0, LATEST)
     hit = ""
     with ww.start(
         [*ww.command, "run", *flags, *cell],
+        stdin=silent,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         fds={3: Path("/dev/null")},
@@ -87,16 +97,23 @@ def test_whatever_is_killed_and_whenever_nothing_is_left(
 
     endless = '(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))'
     spin = ww_account.file("spin.wasm", bytes(wasmtime.wat2wasm(endless)))
+    wait = ww_account.file("wait.wasm", bytes(wasmtime.wat2wasm(WAITING)))
     slow = ww_account.file("slow.wasm", foreign_cell("quickjs"))
     first = random.randrange(1 << 32)
     cache = ww_account.home / "cache"
     assert ww_account.run("run", HELLO).returncode == 0  # the cache is there, and holds what it may
+    silent, held = os.pipe()
+
+    def end(seed: int) -> str:
+        return end_one(ww_account, seed, spin, wait, slow, silent)
+
     with leftovers(ww_account):
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            seeds = range(first, first + CELLS)
-            hit = list(pool.map(lambda seed: end_one(ww_account, seed, spin, slow), seeds))
+            hit = list(pool.map(end, range(first, first + CELLS)))
         # What was left by both that could clear up is for the next one to find.
         assert ww_account.run("run", HELLO).returncode == 0
+    for fd in (silent, held):
+        os.close(fd)
     assert {"cell", "compiler"} < set(hit), f"first seed {first}: {set(hit)}"
     assert {path.suffix for path in cache.iterdir()} == {".cwasm"}
 
@@ -118,7 +135,9 @@ def test_a_running_cell_that_is_killed_leaves_nothing(
                     break
                 time.sleep(0.01)
             for pid in victims(process.pid, victim):
-                os.kill(pid, signal.SIGKILL)
+                # Of all, who was killed first may have taken the next along.
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             process.communicate(timeout=30)
         assert process.returncode != 0
         assert ww_account.run("run", HELLO).returncode == 0
