@@ -49,9 +49,9 @@ def _drop_bounding_set() -> None:
         try:
             drop(number)
         except OSError as error:
-            if error.errno != errno.EINVAL:
+            if error.errno != errno.EINVAL or number == 0:
                 raise
-            break  # the first number that the kernel does not have: above cap_last_cap
+            break  # the first number that the kernel does not have, above cap_last_cap; it has 0
 
 
 def _verify() -> None:
@@ -72,7 +72,7 @@ def _bounding_set() -> list[int]:
             if syscalls.has_bounding_capability(number):
                 left.append(number)
         except OSError as error:
-            if error.errno != errno.EINVAL:
+            if error.errno != errno.EINVAL or number == 0:
                 raise
             break
     return left

@@ -115,7 +115,7 @@ def _listen(
         # Rounded up: otherwise the last millisecond would be spent spinning.
         ready = dict(poller.poll(None if left == math.inf else int(left * 1000) + 1))
         if child.line in ready:
-            data = os.read(child.line, MOST_OUTCOME)
+            data = _read(child.line)
             if not data:
                 poller.unregister(child.line)  # it will say no more; its end is what counts
             elif data == ENTERED and not entered:
@@ -127,6 +127,21 @@ def _listen(
             return None
         elif crowd in ready and child.cgroup is not None and child.cgroup.pids_exceeded():
             return limit("pids")
+
+
+def _read(line: int) -> bytes:
+    """Return the next message of the process; empty when there is no more.
+
+    If it ended without reading what it was sent, that is told first (ECONNRESET, unix(7)), and what
+    it said before is still there.
+
+    Raises:
+        OSError: As read(2) says.
+    """
+    try:
+        return os.read(line, MOST_OUTCOME)
+    except ConnectionResetError:
+        return os.read(line, MOST_OUTCOME)
 
 
 def _told(data: bytes, kinds: Container[str]) -> Outcome:

@@ -227,6 +227,21 @@ def test_a_capability_that_stays_stops_the_cell(ww: Ww, hello: Path) -> None:
     assert b"privileges: capabilities are left after dropping all" in done.stderr
 
 
+def test_a_bounding_set_that_cannot_be_dropped_stops_the_cell(ww: Ww, hello: Path) -> None:
+    # EINVAL is also how the kernel says that there are no more capabilities.
+    patch = """
+import prctl
+from sandbox import syscalls
+def invalid(number):
+    raise OSError(22, "Invalid argument")
+prctl.capbset_drop = syscalls.drop_bounding_capability = invalid
+syscalls.has_bounding_capability = invalid
+"""
+    done = ww.call([*variant(patch), "run", hello])
+    assert (done.returncode, done.stdout) == (67, b"")
+    assert done.stderr.startswith(b"ww: error: jail: privileges: ")
+
+
 def test_securebits_that_do_not_hold_stop_the_cell(ww: Ww, hello: Path) -> None:
     patch = "from sandbox import syscalls; syscalls.set_securebits = lambda bits: None"
     done = ww.call([*variant(patch), "run", hello])

@@ -360,3 +360,13 @@ def test_a_group_that_cannot_be_asked_is_removed_all_the_same(runner: socket.soc
     with nothing_left(_die, cgroup) as child, pytest.raises(OSError, match="gone"):
         watch.wait(child, runner.fileno(), LIMITS, None, lambda: None)
     assert cgroup.removed == 1
+
+
+def test_what_a_process_said_is_heard_even_if_it_never_read_what_it_was_sent() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        ours.send(b"g")
+        theirs.send(b"said")
+        theirs.close()
+        assert watch._read(ours.fileno()) == b"said"
+        assert watch._read(ours.fileno()) == b""
