@@ -150,9 +150,16 @@ def _told(data: bytes, kinds: Container[str]) -> Outcome:
         outcome = Outcome.decode(data)
     except ValueError:
         outcome = None
-    if outcome is None or outcome.kind not in kinds:
+    if outcome is None or outcome.kind not in kinds or _contradicts_itself(outcome):
         return Outcome("fault", what="the cell's process reported what cannot be")
     return outcome
+
+
+def _contradicts_itself(outcome: Outcome) -> bool:
+    """Tell whether an outcome names a limit or a step that its kind has not, or lacks its own."""
+    return bool(outcome.limit) != (outcome.kind == "limit") or bool(outcome.step) != (
+        outcome.kind == "jail"
+    )
 
 
 def _judge(
