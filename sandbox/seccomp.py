@@ -108,6 +108,7 @@ _MSG_NOSIGNAL, _MSG_CMSG_CLOEXEC = 0x4000, 0x40000000
 _MSG_RECEIVING = _MSG_PEEK | _MSG_TRUNC | _MSG_DONTWAIT | _MSG_WAITALL | _MSG_CMSG_CLOEXEC
 _MSG_SENDING = _MSG_DONTWAIT | _MSG_NOSIGNAL
 _SOL_SOCKET = 1
+_SO_TYPE, _SO_ACCEPTCONN, _SO_PROTOCOL = 3, 30, 38
 
 
 class _Machine(NamedTuple):
@@ -202,10 +203,15 @@ _FILES = (
 
 # Sockets that are open already, as Python's socket module handles them. sendto(2) without an
 # address is send(3); sendmsg(2) could pass descriptors to whoever is at the other end. The flags
-# leave out what is rare and has had holes: MSG_OOB, MSG_ERRQUEUE, MSG_ZEROCOPY, MSG_FASTOPEN.
+# leave out what is rare and has had holes: MSG_OOB, MSG_ERRQUEUE, MSG_ZEROCOPY, MSG_FASTOPEN. The
+# options are what it takes to tell what a socket is; SO_PEERPIDFD would give a descriptor of the
+# process at the other end, which is outside.
 _SOCKETS = (
     *_any("accept4", "shutdown", "getsockname"),
-    Call("getsockopt", (_is(1, _SOL_SOCKET),)),
+    *(
+        Call("getsockopt", (_is(1, _SOL_SOCKET), _is(2, option)))
+        for option in (_SO_TYPE, _SO_ACCEPTCONN, _SO_PROTOCOL)
+    ),
     Call("recvfrom", (_is(3, 0, ignoring=_MSG_RECEIVING),)),
     Call("recvmsg", (_is(2, 0, ignoring=_MSG_RECEIVING),)),
     Call("sendto", (_is(3, 0, ignoring=_MSG_SENDING), _is_long(4, 0))),

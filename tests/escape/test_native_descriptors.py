@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROBES, BuildFunction, FdSource, Ww
-from tests.jail.inside import LAST, call, perform, variant
+from tests.jail.inside import LAST, call, needs_landlock, perform, variant
 
 CWD = -100  # AT_FDCWD of include/uapi/linux/fcntl.h
 AT_EMPTY_PATH = 0x1000
@@ -73,6 +73,39 @@ def test_a_descriptor_above_the_limit_of_open_files_cannot_leak(
     assert b'"ret": 4, "errno": 0' in done.stdout, done
 
 
+# What becomes ww has descriptors at the highest numbers that it may: of a directory and of a file.
+AT_THE_TOP = """
+import os, resource, sys
+try:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (65535, 65535))
+except ValueError:
+    pass  # only root may raise the hard limit
+top = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 1
+resource.setrlimit(resource.RLIMIT_NOFILE, (top + 1, top + 1))
+for number, path in ((top, "/"), (top - 1, "/etc/passwd"), (top // 2, "/")):
+    os.dup2(os.open(path, os.O_RDONLY), number)
+assert os.path.samestat(os.fstat(top), os.stat("/"))
+os.execv(sys.argv[1], [a.replace("TOP", str(top - 2)) for a in sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("refused", [(), WITHOUT_CLOSE_RANGE], ids=["plain", "no close_range"])
+def test_a_descriptor_of_the_highest_number_cannot_leak(
+    ww_account: Ww, program: Path, refused: Sequence[str]
+) -> None:
+    # 65534 as root. The grant's number is just below, so that none may be cut off as too high.
+    tried = perform(
+        ww_account,
+        "native",
+        program,
+        COUNT,
+        flags=["--fd", "a=3,target=TOP"],
+        fds={3: Path("/dev/null")},
+        before=[*refused, sys.executable, "-c", AT_THE_TOP],
+    )
+    assert tried.all() == [(4, 0)]
+
+
 @pytest.mark.parametrize("before", [(), WITHOUT_CLOSE_RANGE], ids=["plain", "no close_range"])
 def test_a_descriptor_that_exec_would_close_cannot_be_there_before_it(
     ww_account: Ww, native_probe: BuildFunction, before: Sequence[str]
@@ -111,11 +144,13 @@ def reopen(number: int, how: int) -> str:
     return call("openat", CWD, f"/proc/self/fd/{number}", how)
 
 
+@needs_landlock("what is granted to read cannot be opened again to write")
 def test_a_file_granted_to_read_cannot_be_opened_again_to_write(
     ww_account: Ww, program: Path
 ) -> None:
     given = ww_account.file("given", b"unchanged", mode=0o666)
     ww_account.root.chmod(0o755)
+    other = [f"/proc/{who}/fd/9" for who in ("1", "thread-self", "self/task/1", "1/task/1")]
     with given.open("r+b") as file:
         tried = perform(
             ww_account,
@@ -123,17 +158,21 @@ def test_a_file_granted_to_read_cannot_be_opened_again_to_write(
             program,
             reopen(9, os.O_RDONLY),
             *[reopen(9, how) for how in WRITING],
+            *[call("openat", CWD, path, os.O_RDWR) for path in other],
             call("openat", CWD, "/a", os.O_RDWR),
             call("truncate", "/a", 0),
+            call("openat", CWD, "/dev/fd/9", os.O_RDWR),
             flags=["--fd", "a=3,mode=r,target=9,pathlink=true"],
             fds={3: file},
         )
-    first, *rest = tried.all()
+    first, *rest, no_dev = tried.all()
     assert first[0] >= 0
-    assert rest == [(-1, errno.EACCES)] * len(rest)
+    assert rest == [(-1, errno.EACCES)] * (len(WRITING) + len(other) + 2)
+    assert no_dev == (-1, errno.ENOENT)
     assert given.read_bytes() == b"unchanged"
 
 
+@needs_landlock("what is granted to write cannot be opened again to read")
 def test_a_file_granted_to_write_cannot_be_opened_again_to_read(
     ww_account: Ww, program: Path
 ) -> None:
@@ -154,6 +193,7 @@ def test_a_file_granted_to_write_cannot_be_opened_again_to_read(
     assert rest == [(-1, errno.EACCES)] * 2
 
 
+@needs_landlock("what has no pathlink cannot be opened again")
 def test_a_file_that_has_no_pathlink_cannot_be_opened_again(ww_account: Ww, program: Path) -> None:
     given = ww_account.file("given", b"secret", mode=0o666)
     with given.open("r+b") as file:

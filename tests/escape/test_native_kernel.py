@@ -169,6 +169,7 @@ def test_what_is_neither_needed_nor_an_attack_is_refused(ww_account: Ww, program
         call("prctl", 35, 1, 0, 0, 0),  # PR_SET_MM
         call("prctl", 47, 2, 21, 0, 0),  # PR_CAP_AMBIENT
         call("setsid"),
+        call("sched_setaffinity", 0, 8, b"\1" + bytes(7)),
         call("chdir", "/"),
         call("readlinkat", -100, "/proc/self/exe", AT, 64),
         call("faccessat", -100, "/etc/passwd", 0),

@@ -4,15 +4,17 @@ Each is tried twice: without a system call filter, where the kernel must refuse 
 privilege, and under the very filter of a running cell, which must end the process at that call.
 """
 
+import ctypes
 import errno
 import os
+import platform
 import struct
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import BuildFunction, Ww
-from tests.jail.inside import AT, LAST, SAVED, call, perform
+from tests.jail.inside import AT, LAST, SAVED, call, needs_landlock, perform
 
 CWD = -100  # AT_FDCWD of include/uapi/linux/fcntl.h
 
@@ -67,6 +69,7 @@ NEW_MOUNTS = {
     "mount_setattr": call("mount_setattr", CWD, "/", AT_RECURSIVE, _CLEAR_READ_ONLY, 32),
     "fsmount": call("fsmount", 1, 0, 0),
 }
+OPEN_TREE_ATTR = call(467, CWD, "/", OPEN_TREE_CLONE, _CLEAR_READ_ONLY, 32)  # since Linux 6.15
 # A pathlink makes it have a proc.
 WITH_PROC = ("--fd", "a=3,pathlink=true")
 
@@ -100,6 +103,7 @@ def test_without_privilege_no_namespace_but_a_users_can_be_made(
     assert tried.refusals() == [errno.EPERM] * len(others)
 
 
+@needs_landlock("in a user namespace of one's own no file system is attached or used")
 def test_a_namespace_of_users_lets_no_mount_be_attached_or_used(
     ww_account: Ww, program: Path
 ) -> None:
@@ -144,9 +148,9 @@ def test_a_cell_cannot_mount_or_unmount(
     assert set(tried.refusals()) == {errno.EPERM}
 
 
-@pytest.mark.parametrize("name", [*OLD_MOUNTS, *NEW_MOUNTS])
+@pytest.mark.parametrize("name", [*OLD_MOUNTS, *NEW_MOUNTS, "open_tree_attr"])
 def test_a_cell_that_calls_mount_is_ended(ww_account: Ww, program: Path, name: str) -> None:
-    mount = {**OLD_MOUNTS, **NEW_MOUNTS}[name]
+    mount = {**OLD_MOUNTS, **NEW_MOUNTS, "open_tree_attr": OPEN_TREE_ATTR}[name]
     assert perform(ww_account, "filtered", program, mount).is_killed_at(mount)
 
 
@@ -212,7 +216,91 @@ def test_the_mount_of_the_root_stays_read_only(ww_account: Ww, program: Path) ->
     assert set(tried.refusals()) <= {errno.EROFS, errno.EACCES}
 
 
-def test_no_list_of_mounts_can_be_had(ww_account: Ww, program: Path) -> None:
+# include/uapi/linux/nsfs.h
+NS_GET_USERNS, NS_GET_PARENT = 0xB701, 0xB702
+NS_MNT_GET_NEXT, NS_MNT_GET_PREV = 0x8010B70B, 0x8010B70C
+NS_FROM_THE_HOSTS_NUMBER = (0x8004B706, 0x8004B708)  # NS_GET_PID_FROM_PIDNS, NS_GET_TGID_...
+
+
+def test_a_namespaces_descriptor_does_not_lead_to_the_hosts(ww_account: Ww, program: Path) -> None:
+    # It owns its others, and that may be asked; what is above it is outside.
+    def opened(kind: str) -> str:
+        return call("openat", CWD, f"/proc/self/ns/{kind}", os.O_RDONLY)
+
+    numbers = [os.getpid(), os.getppid()]
+    tried = perform(
+        ww_account,
+        "native",
+        program,
+        *(opened("user"), call("ioctl", LAST, NS_GET_PARENT), call("ioctl", LAST, NS_GET_USERNS)),
+        *(opened("pid"), call("ioctl", LAST, NS_GET_PARENT)),
+        *(opened("net"), call("ioctl", LAST, NS_GET_USERNS), call("ioctl", LAST, NS_GET_PARENT)),
+        *(opened("mnt"), call("ioctl", LAST, NS_MNT_GET_NEXT, bytes(16))),
+        call("ioctl", LAST, NS_MNT_GET_PREV, bytes(16)),
+        *(opened("pid"), call("save")),
+        *(
+            call("ioctl", SAVED, ask, number)
+            for ask in NS_FROM_THE_HOSTS_NUMBER
+            for number in numbers
+        ),
+        flags=WITH_PROC,
+        fds={3: Path("/dev/null")},
+    )
+    results = tried.all()
+    assert min(results[i][0] for i in (0, 3, 5, 6, 8, 11)) >= 0
+    assert [results[i] for i in (1, 2, 4, 7)] == [(-1, errno.EPERM)] * 4
+    # Older kernels do not know these.
+    for one in results[9:11]:
+        assert one in ((-1, errno.EPERM), (-1, errno.ENOTTY)), one
+    for one in results[13:]:
+        assert one in ((-1, errno.ESRCH), (-1, errno.ENOTTY)), one
+
+
+# include/uapi/linux/fcntl.h, since Linux 6.18: roots of file systems that are mounted nowhere
+FD_PIDFS_ROOT, FD_NSFS_ROOT = -10002, -10003
+
+
+def _handle(fd: int) -> bytes | None:
+    """A descriptor's struct file_handle, as the kernel makes it, if it does."""
+    number = {"x86_64": 303, "aarch64": 264}[platform.machine()]
+    room, mount = ctypes.create_string_buffer(struct.pack("Ii", 128, 0), 136), ctypes.c_int()
+    libc = ctypes.CDLL(None, use_errno=True)
+    failed = libc.syscall(number, fd, b"", room, ctypes.byref(mount), 0x1000)
+    return None if failed else room.raw[: 8 + struct.unpack_from("I", room.raw)[0]]
+
+
+def _opens(root: int, handle: bytes) -> bool:
+    number = {"x86_64": 304, "aarch64": 265}[platform.machine()]
+    fd = ctypes.CDLL(None).syscall(number, root, handle, os.O_RDONLY)
+    if fd >= 0:
+        os.close(fd)
+    return bool(fd >= 0)
+
+
+@pytest.mark.parametrize("before", [(), (call("unshare", KINDS["user"]),)], ids=["", "userns"])
+def test_no_namespace_or_process_of_the_host_can_be_opened_by_its_handle(
+    ww_account: Ww, program: Path, before: tuple[str, ...]
+) -> None:
+    # These take no capability, no descriptor and no path. A guess is enough: the first namespaces
+    # of a machine have fixed numbers.
+    kinds = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time")
+    found: list[tuple[int, bytes | None]] = []
+    for kind in kinds:
+        with open(f"/proc/self/ns/{kind}", "rb") as file:
+            found.append((FD_NSFS_ROOT, _handle(file.fileno())))
+    pidfd = os.pidfd_open(os.getpid())
+    found.append((FD_PIDFS_ROOT, _handle(pidfd)))
+    handles = [(root, handle) for root, handle in found if handle is not None]
+    usable = [(root, handle) for root, handle in handles if _opens(root, handle)]
+    os.close(pidfd)
+    if not usable:
+        pytest.skip("this kernel opens none of these by a handle")
+    calls = [call("open_by_handle_at", root, handle, os.O_RDONLY) for root, handle in usable]
+    results = perform(ww_account, "native", program, *before, *calls).all()[len(before) :]
+    assert results == [(-1, errno.ESTALE)] * len(usable)
+
+
+def test_no_list_of_mounts_or_namespaces_can_be_had(ww_account: Ww, program: Path) -> None:
     statmount, listmount = call(457, AT, AT, 512, 0), call(458, AT, AT, 512, 0)
-    for attack in (statmount, listmount):
+    for attack in (statmount, listmount, call(470, AT, AT, 512, 0)):
         assert perform(ww_account, "filtered", program, attack).is_killed_at(attack)

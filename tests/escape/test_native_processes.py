@@ -1,11 +1,15 @@
 """Other processes, identities and privileges, and what proc tells, tried by a native program."""
 
+import ctypes
 import errno
 import os
+import platform
 import resource
 import signal
+import socket
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +17,15 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import EXAMPLES, BuildFunction, Ww
-from tests.jail.inside import AT, LAST, call, perform, variant
+from tests.jail.inside import (
+    AT,
+    LAST,
+    MOUNTS_ONLY,
+    call,
+    needs_landlock,
+    perform,
+    variant,
+)
 
 CWD = -100  # AT_FDCWD of include/uapi/linux/fcntl.h
 # include/uapi/linux/prctl.h
@@ -77,6 +89,70 @@ def test_a_process_outside_cannot_be_opened_traced_or_read(ww_account: Ww, progr
     outcome = tried.refusals()
     assert outcome[5] in (errno.ESRCH, errno.ENOSYS)
     assert outcome[:5] + outcome[6:] == [errno.ESRCH] * 9
+
+
+# What becomes ww is itself the peer of the socket that it grants.
+WITH_ITSELF_AS_PEER = """
+import os, socket, sys
+granted, kept = socket.socketpair()
+os.dup2(granted.fileno(), 63)
+os.dup2(kept.fileno(), 64)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+SO_PEERCRED, SO_PEERSEC, SO_PEERGROUPS, SO_PEERPIDFD = 17, 31, 59, 77
+# include/uapi/linux/pidfd.h: PIDFD_GET_CGROUP_NAMESPACE and the nine that follow
+NAMESPACES_OF_A_PIDFD = range(0xFF01, 0xFF0B)
+NEW = {"mount": 0x00020000, "user": 0x10000000, "net": 0x40000000}
+
+
+def test_the_peer_of_a_granted_socket_cannot_be_got_hold_of(ww_account: Ww, program: Path) -> None:
+    # The kernel gives a descriptor of a process outside, which no number in the cell names. It is
+    # ww's own; were it any good, the last line of this could not be read.
+    pidfd = 3  # the lowest that is free
+    tried = perform(
+        ww_account,
+        "native",
+        program,
+        call("getsockopt", 9, socket.SOL_SOCKET, SO_PEERPIDFD, AT, b"\4\0\0\0"),
+        call("fcntl", pidfd, 1),
+        *[call("pidfd_send_signal", pidfd, number, None, 0) for number in (0, 9, 19)],
+        call("pidfd_getfd", pidfd, 0, 0),
+        *[call("setns", pidfd, kind) for kind in NEW.values()],
+        *[call("ioctl", pidfd, ask, 0) for ask in NAMESPACES_OF_A_PIDFD],
+        before=[sys.executable, "-c", WITH_ITSELF_AS_PEER],
+        flags=["--fd", "s=63,target=9"],
+    )
+    results = tried.all()
+    if results[0] == (-1, errno.ENOPROTOOPT):
+        pytest.skip("this kernel gives no descriptor of a peer")
+    assert results[:2] == [(0, 0), (1, 0)]
+    assert results[2:5] == [(-1, errno.EINVAL)] * 3
+    assert results[5:9] == [(-1, errno.EPERM)] * 4
+    assert {ret for ret, _ in results[9:]} == {-1}
+    assert {error for _, error in results[9:]} <= {errno.EACCES, errno.ENOTTY}
+
+
+def test_under_the_filter_a_granted_socket_tells_nothing_of_its_peer(
+    ww_account: Ww, program: Path
+) -> None:
+    options = (SO_PEERCRED, SO_PEERSEC, SO_PEERGROUPS, SO_PEERPIDFD, 1 << 32 | SO_PEERPIDFD)
+    size = b"\x40\0\0\0"
+    calls = [call("getsockopt", 9, socket.SOL_SOCKET, o, AT, size) for o in options]
+    known = call("getsockopt", 9, socket.SOL_SOCKET, socket.SO_TYPE, AT, size)
+    tried = perform(
+        ww_account,
+        "filtered",
+        program,
+        *calls,
+        call("fcntl", 3, 1),
+        known,
+        before=[sys.executable, "-c", WITH_ITSELF_AS_PEER],
+        flags=["--fd", "s=63,target=9"],
+    )
+    *refused, missing, told = tried.all()
+    assert refused == [(-1, errno.EPERM)] * len(options)
+    assert missing == (-1, errno.EBADF)
+    assert told == (0, 0)
 
 
 OTHERS = (
@@ -215,6 +291,42 @@ def test_no_priority_can_be_raised(ww_account: Ww, program: Path) -> None:
     assert tried.refusals() == [errno.EPERM] * len(calls)
 
 
+def test_priorities_of_all_of_ones_own_id_reach_no_process_outside(
+    ww_account: Ww, program: Path
+) -> None:
+    # The cell has an ordinary user's id on the host, as the victim has; root's cell has nobody's.
+    user, group = 2, 1  # PRIO_USER, PRIO_PGRP
+    libc = ctypes.CDLL(None)
+    ioprio_get = {"x86_64": 252, "aarch64": 31}[platform.machine()]
+    with victim(ww_account) as other:
+
+        def now() -> tuple[int, int, set[int], int]:
+            stat = Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()
+            policy = int(stat[38])  # the 41st of all; proc_pid_stat(5)
+            nice = os.getpriority(os.PRIO_PROCESS, other.pid)
+            ionice = libc.syscall(ioprio_get, 1, other.pid)
+            return nice, ionice, os.sched_getaffinity(other.pid), policy
+
+        before = now()
+        tried = perform(
+            ww_account,
+            "native",
+            program,
+            call("setpriority", user, 0, 19),
+            call("setpriority", user, 65534, 19),
+            call("setpriority", group, 0, 19),
+            call("ioprio_set", 3, 65534, 3 << 13),  # IOPRIO_WHO_USER, the idle class
+            call("sched_setaffinity", other.pid, 8, b"\1" + bytes(7)),
+            call("sched_setscheduler", other.pid, 5, bytes(4)),  # SCHED_IDLE
+            call("setpriority", 0, other.pid, 19),
+            call("ioprio_set", 1, other.pid, 3 << 13),
+        )
+        assert now() == before
+    results = tried.all()
+    assert results[:4] == [(0, 0)] * 4
+    assert results[4:] == [(-1, errno.ESRCH)] * 4
+
+
 LIMITS = ("CORE", "CPU", "DATA", "FSIZE", "MEMLOCK", "MSGQUEUE", "NICE", "NOFILE", "NPROC")
 
 
@@ -279,6 +391,18 @@ def test_nothing_of_proc_can_be_written(ww_account: Ww, program: Path) -> None:
         assert errors[call("openat", CWD, f"/proc/self/{name}", os.O_WRONLY)][1] not in absent
 
 
+def test_without_landlock_the_mount_alone_keeps_proc_as_it_is(
+    ww_account: Ww, program: Path
+) -> None:
+    paths = [f"/proc/{who}/{name}" for who in ("self", "1", "thread-self") for name in OWN_FILES]
+    calls = [call("openat", CWD, path, os.O_WRONLY) for path in paths]
+    results = proc(ww_account, MOUNTS_ONLY, program, *calls)
+    # What a kernel was built without is not there, and what is a thread's is not the process's.
+    assert set(results) <= {(-1, errno.EROFS), (-1, errno.ENOENT)}
+    assert results.count((-1, errno.EROFS)) >= 24
+
+
+@needs_landlock("of its own process in proc, a cell can read nothing")
 def test_nothing_of_proc_can_be_read(ww_account: Ww, program: Path) -> None:
     # Landlock: neither the process's memory, nor where it comes from, nor the mounts of the jail.
     names = ("mem", "maps", "environ", "cmdline", "mountinfo", "status", "stat", "auxv", "cgroup")

@@ -26,6 +26,7 @@ TIOCSTI, TIOCLINUX, TIOCCONS, TIOCSETD = 0x5412, 0x541C, 0x541D, 0x5423
 TIOCSCTTY, TIOCSPGRP, TIOCSWINSZ, TIOCNOTTY = 0x540E, 0x5410, 0x5414, 0x5422
 TCSETS, TCSETSF, TCSBRK, TCXONC, TIOCEXCL = 0x5402, 0x5404, 0x5409, 0x540A, 0x540C
 TIOCGPTPEER, TIOCVHANGUP, KDSKBSENT = 0x5441, 0x5437, 0x4B49
+TIOCSIG, TIOCSPTLCK, TIOCPKT, TIOCSLCKTRMIOS = 0x40045436, 0x40045431, 0x5420, 0x5457
 HIGH_BITS = (1 << 32, 1 << 63, 0xFFFFFFFF << 32)
 
 # What becomes ww makes the terminal its controlling one, in the session that the tests start.
@@ -106,7 +107,7 @@ def test_a_terminals_settings_cannot_be_changed_under_the_filter(
 ) -> None:
     requests = (
         *(TCSETS, TCSETSF, TCSBRK, TCXONC, TIOCEXCL, TIOCSCTTY, TIOCSPGRP, TIOCSWINSZ, TIOCNOTTY),
-        *(TIOCGPTPEER, TIOCVHANGUP, KDSKBSENT),
+        *(TIOCGPTPEER, TIOCVHANGUP, KDSKBSENT, TIOCSIG, TIOCSPTLCK, TIOCPKT, TIOCSLCKTRMIOS),
     )
     calls = [call("ioctl", fd, request, AT) for request in requests for fd in (0, 1)]
     calls += [call("ioctl", 0, TCSETS | high, AT) for high in HIGH_BITS]

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
+from sandbox import landlock
 from tests.conftest import PROBES, FdSource, Ww, json_lines
 from tests.probes.variant import BARE, NATIVE
 
@@ -19,6 +22,12 @@ VARIANT = PROBES / "variant.py"
 MOUNTS_ONLY = (
     f"from sandbox import landlock\nlandlock.restrict = lambda *args: None\n{NATIVE}{BARE}"
 )
+
+
+def needs_landlock(guarantee: str, abi: int = 1) -> pytest.MarkDecorator:
+    """Skip a test where the kernel's Landlock is too old, and say what does not hold there."""
+    reason = f"off without Landlock {abi}, but for what the filter and the host hold: {guarantee}"
+    return pytest.mark.skipif(landlock.abi() < abi, reason=reason)
 
 
 def variant(patch: str) -> list[str]:

@@ -301,6 +301,7 @@ EXPECTED: tuple[tuple[str, Arguments, tuple[Profile, ...], int], ...] = (
     ),
     ("getsockopt", (3, socket.SOL_SOCKET, socket.SO_TYPE), (*RUNNING, "load"), ALLOW),
     ("getsockopt", (3, socket.IPPROTO_IP, 64), PROFILES, EPERM),
+    ("getsockopt", (3, socket.SOL_SOCKET, 77), PROFILES, EPERM),  # SO_PEERPIDFD
     ("setsockopt", (3, socket.SOL_SOCKET), PROFILES, EPERM),
     # Files that are there.
     ("utimensat", (3, 0, POINTER), (*RUNNING, "load"), ALLOW),
