@@ -321,7 +321,10 @@ def _check_chroot(plan: Plan) -> None:
         (plan.network != "none", "--net loopback"),
     ):
         if asked:
-            raise JailError("root", f"{what} takes a mount or network namespace of the cell's own")
+            raise JailError(
+                "root",
+                f"{what} takes a namespace of its own: leave it out, or use --isolation full",
+            )
 
 
 def _prepare_network() -> None:

@@ -43,21 +43,15 @@ class Cache:
         if self._directory is None:
             return None
         try:
-            if not _private(os.stat(self._directory)):
-                return None
-            # Not blocking: a FIFO in its place must not make anybody wait for a writer.
-            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-            fd = os.open(os.path.join(self._directory, name), flags)
+            directory = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             return None
         try:
-            if _is_whole(fd):
-                return _mappable(fd)
+            return _open(directory, name) if _private(os.fstat(directory)) else None
         except OSError:
-            os.close(fd)
             return None
-        os.close(fd)
-        return None
+        finally:
+            os.close(directory)
 
     def keep(self, name: str, artifact: int) -> None:
         """Store a copy of an artifact.
@@ -80,6 +74,25 @@ class Cache:
             pass  # a full disk, say, or a file system without O_TMPFILE: open(2)
         finally:
             os.close(directory)
+
+
+def _open(directory: int, name: str) -> int | None:
+    """Open an artifact in a directory, if it is whole; see :meth:`Cache.find`.
+
+    Raises:
+        OSError: ENOENT; as open(2) and read(2) say.
+    """
+    # Not blocking: a FIFO in its place must not make anybody wait for a writer.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(name, flags, dir_fd=directory)
+    try:
+        mapped = _mappable(fd) if _is_whole(fd) else None
+    except BaseException:
+        os.close(fd)
+        raise
+    if mapped != fd:
+        os.close(fd)
+    return mapped
 
 
 def _write(directory: int, name: str, artifact: int) -> None:
@@ -147,6 +160,9 @@ def _mappable(fd: int) -> int:
     if not os.fstatvfs(fd).f_flag & os.ST_NOEXEC:
         return fd
     memory = os.memfd_create("artifact", os.MFD_CLOEXEC)
-    _copy(fd, memory)
-    os.close(fd)
+    try:
+        _copy(fd, memory)
+    except BaseException:
+        os.close(memory)
+        raise
     return memory

@@ -23,7 +23,7 @@ from sandbox.content import (
     names,
 )
 from sandbox.wasi import abi
-from sandbox.wasi.directory import BaseDirectory, Entry, check_open_flags
+from sandbox.wasi.directory import LOOKING, BaseDirectory, Entry, check_open_flags
 from sandbox.wasi.files import File, Filestat
 
 _FILETYPES: dict[Kind | None, int] = {
@@ -129,13 +129,7 @@ class ServedFile(File):
 class ServedDirectory(BaseDirectory):
     """A directory of the content, or the one above all content, whose names nobody can list."""
 
-    rights = (
-        abi.PATH_OPEN
-        | abi.FD_READDIR
-        | abi.PATH_READLINK
-        | abi.PATH_FILESTAT_GET
-        | abi.FD_FILESTAT_GET
-    )
+    rights = LOOKING
     # Writing is asked for in any case, and refused when something is opened: a C library that found
     # it missing here would open without it and say nothing.
     rights_inheriting = rights | (

@@ -15,6 +15,11 @@ from typing import NamedTuple
 from sandbox.wasi import abi
 from sandbox.wasi.files import File, Filestat, WasiError
 
+LOOKING = (
+    abi.PATH_OPEN | abi.FD_READDIR | abi.PATH_READLINK | abi.PATH_FILESTAT_GET | abi.FD_FILESTAT_GET
+)
+"""The rights on a directory in which nothing can be changed."""
+
 _OFLAGS = abi.O_CREAT | abi.O_DIRECTORY | abi.O_EXCL | abi.O_TRUNC
 _FDFLAGS = abi.APPEND | abi.DSYNC | abi.NONBLOCK | abi.RSYNC | abi.SYNC
 
@@ -183,13 +188,7 @@ class RootDirectory(BaseDirectory):
     """A read-only directory whose entries are grants."""
 
     guest = b"/"
-    rights = (
-        abi.PATH_OPEN
-        | abi.FD_READDIR
-        | abi.PATH_READLINK
-        | abi.PATH_FILESTAT_GET
-        | abi.FD_FILESTAT_GET
-    )
+    rights = LOOKING
     rights_inheriting = rights | (
         abi.FD_READ
         | abi.FD_WRITE
