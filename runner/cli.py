@@ -1,25 +1,24 @@
-"""The command line of ww."""
+"""The command line of ww: its commands, and how it ends."""
 
-import os
+import importlib
 import signal
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any
 
 import click
 
-from runner.errors import EXIT_USAGE, WwError, printable
+from runner.commands.options import DEBUG
+from runner.errors import EXIT_USAGE, WwError
 from runner.inherited import Inherited
-from runner.limits import FLAGS, read_limits, seconds
-from sandbox import FEATURES, Isolation, Limits, Network
+from runner.output import STDERR, write
 
-if TYPE_CHECKING:
-    from runner.grants.plan import GrantPlan
-    from runner.supervise import Run
-
-# Key of click's context object: whether errors show tracebacks.
-_DEBUG = "debug"
-
-_STDOUT, _STDERR = 1, 2
+# The module and the name of each command. Only that of the command in use is imported.
+_COMMANDS = {
+    "doctor": ("runner.commands.doctor", "doctor"),
+    "export": ("runner.commands.export", "export"),
+    "grants": ("runner.commands.grants", "grants"),
+    "run": ("runner.commands.run", "run"),
+    "send-fds": ("runner.commands.send_fds", "send_fds"),
+}
 
 
 def run_program(inherited: Inherited) -> int:
@@ -28,28 +27,28 @@ def run_program(inherited: Inherited) -> int:
     Args:
         inherited: The descriptors that this process was started with.
     """
-    state: dict[str, Any] = {"inherited": inherited, _DEBUG: False}
+    state: dict[str, Any] = {"inherited": inherited, DEBUG: False}
     try:
         result = ww.main(prog_name="ww", standalone_mode=False, obj=state)
         return int(result or 0)
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
-        _write(_STDERR, [error.format_message()])
+        write(STDERR, [error.format_message()])
         return EXIT_USAGE
     except click.UsageError as error:
         return _report(_usage(error), debug=False)
     except WwError as error:
-        return _report(error, debug=state[_DEBUG])
+        return _report(error, debug=state[DEBUG])
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
     except OSError as error:
         where = str(error.filename) if error.filename else "system"
-        return _report(WwError(where, error.strerror or str(error)), debug=state[_DEBUG])
+        return _report(WwError(where, error.strerror or str(error)), debug=state[DEBUG])
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         failure = WwError("internal", what, hint="this is a defect of ww; see it with --debug")
-        return _report(failure, debug=state[_DEBUG])
+        return _report(failure, debug=state[DEBUG])
 
 
 def _usage(error: click.UsageError) -> WwError:
@@ -66,39 +65,29 @@ def _report(error: WwError, *, debug: bool) -> int:
 
         lines.insert(0, traceback.format_exc().rstrip())
     try:
-        _write(_STDERR, lines)
+        write(STDERR, lines)
     except OSError:
         return error.code  # stderr is gone: the code has to say it
     return error.code
 
 
-def _write(fd: int, lines: list[str]) -> None:
-    """Write lines at once and unbuffered: what fails, fails here and not at the program's end.
+class _Commands(click.Group):
+    """A group that imports a command when it is asked for."""
 
-    Raises:
-        OSError: As write(2) says.
-    """
-    data = "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
-    while data:
-        data = data[os.write(fd, data) :]
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted(_COMMANDS)
 
-
-def _set_debug(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
-    if value:
-        context.find_root().obj[_DEBUG] = True
-
-
-_debug_option = click.option(
-    "--debug",
-    is_flag=True,
-    expose_value=False,
-    is_eager=True,
-    callback=_set_debug,
-    help="Show tracebacks of errors.",
-)
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command by its name, or ``None``."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, name = _COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="wetware", prog_name="ww")
 def ww() -> None:
     """Run WebAssembly cells with nothing but the file descriptors you grant.
@@ -108,429 +97,3 @@ def ww() -> None:
     ww run /ipfs/CID
     ww run --fd input=3,mode=r --fd output=4,mode=w /ipfs/CID 3<in.txt 4>out.txt
     """
-
-
-class _RunCommand(click.Command):
-    """A command with an option whose value is optional.
-
-    click gives such an option the argument that follows it, and here that is the cell.
-    """
-
-    _BARE = "--use-systemd-fds"
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Give the bare option its value, wherever it stands before the cell."""
-        values = {name for param in self.params for name in param.opts if not _is_switch(param)}
-        at = 0
-        while at < len(args) and args[at].startswith("-") and args[at] != "--":
-            if args[at] == self._BARE:
-                args[at] = f"{self._BARE}={_SYSTEMD_PREFIX}"
-            at += 2 if args[at] in values else 1
-        try:
-            return super().parse_args(ctx, args)
-        except click.UsageError as error:
-            # click's parser does not say which command an option without its value is of.
-            error.ctx = error.ctx or ctx
-            raise
-
-
-def _is_switch(param: click.Parameter) -> bool:
-    return isinstance(param, click.Option) and (param.is_flag or param.is_eager)
-
-
-# The names of systemd's descriptors where --use-systemd-fds gives none.
-_SYSTEMD_PREFIX = "listen"
-
-_fd_option = click.option(
-    "--fd",
-    "fds",
-    multiple=True,
-    metavar="NAME[=NUM][,KEY=VALUE...]",
-    help="Grant the descriptor NUM under a name. Keys: mode (r, w, rw), type (stream, file, "
-    "socket), target (the number in the cell; from 10 up if not given), move, cloexec, pathlink "
-    "(true, false). Without =NUM, the keys are for a grant of that name from another flag; stdin, "
-    "stdout and stderr stand for what passes through. Repeatable.",
-)
-
-
-def _limit_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Add the flags that limit a cell, each with its default."""
-    for flag in reversed(FLAGS):
-        unlimited = "; none: no limit" if flag.optional else ""
-        text = f"{flag.help} (default {flag.shown(Limits())}{unlimited})."
-        option = click.option(flag.name, flag.field, metavar=flag.metavar, help=text)
-        command = option(command)
-    return command
-
-
-def _refuse_exec(_context: click.Context, _parameter: click.Parameter, value: bool) -> None:
-    if value:
-        raise click.UsageError("--with-exec is not available: a cell cannot start another yet")
-
-
-def _with_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Add the flags that give a cell more than descriptors, each with its variable."""
-    for flag, text in (
-        ("--with-all", "--with-ipfs and --with-console together."),
-        ("--with-console", "Let the cell know that its 0, 1, 2 are terminals, and their size."),
-        ("--with-ipfs", "Give the cell a read-only directory /ipfs of verified content."),
-    ):
-        variable = "WW_" + flag.removeprefix("--").replace("-", "_").upper()
-        option = click.option(flag, is_flag=True, envvar=variable, help=f"{text} [{variable}]")
-        command = option(command)
-    return click.option(
-        "--with-exec",
-        is_flag=True,
-        hidden=True,
-        envvar="WW_WITH_EXEC",
-        expose_value=False,
-        callback=_refuse_exec,
-    )(command)
-
-
-@ww.command(cls=_RunCommand, context_settings={"allow_interspersed_args": False})
-@_fd_option
-@click.option(
-    "--dir",
-    "dirs",
-    multiple=True,
-    metavar="HOST[:GUEST][:ro|rw]",
-    help="Grant the directory HOST, which the cell finds at the path GUEST (default: HOST), for "
-    "reading, or for writing too, as dir1, dir2 and so on. Repeatable.",
-)
-@click.option(
-    "--fd-map",
-    "fd_maps",
-    multiple=True,
-    metavar="NAME=TARGET",
-    help="Give a grant, from whatever flag, another number in the cell. Repeatable.",
-)
-@click.option(
-    "--fdctl",
-    "fdctls",
-    multiple=True,
-    metavar="inherit:NUM|PATH[,KEY=VALUE...]",
-    help="Grant NUM as inherit_NUM; or receive descriptors over the unix socket PATH (keys: "
-    "timeout, max, listen). Repeatable.",
-)
-@click.option(
-    "--use-systemd-fds",
-    "systemd",
-    metavar="[=PREFIX]",
-    help=f"Grant what socket activation passed, as PREFIX0, PREFIX1 (default {_SYSTEMD_PREFIX}).",
-)
-@click.option(
-    "--fd-from",
-    "tables",
-    multiple=True,
-    metavar="@FILE|-",
-    help="Read grants from a table of S-expressions. Repeatable; - is stdin.",
-)
-@click.option(
-    "--table-env",
-    "table_env",
-    multiple=True,
-    metavar="NAME",
-    help="Let tables read this variable of ww's environment. Repeatable.",
-)
-@click.option("--fd-verbose", is_flag=True, help="Print one line for each grant on stderr.")
-@click.option("--no-stdio", is_flag=True, help="Give the cell /dev/null as 0, 1 and 2.")
-@click.option(
-    "--env", multiple=True, metavar="K=V", help="Set a variable for the cell. Repeatable."
-)
-@click.option(
-    "--uid",
-    type=click.IntRange(min=1, max=(1 << 32) - 2),
-    help="The user and group id on the host that the cell runs as, if ww runs as root "
-    "(default 65534).",
-)
-@_with_options
-@_limit_options
-@click.option(
-    "--net",
-    "network",
-    type=click.Choice(get_args(Network)),
-    default=get_args(Network)[0],
-    show_default=True,
-    help="The cell's network: nothing, or a loopback interface of its own.",
-)
-@click.option(
-    "--require",
-    "required",
-    multiple=True,
-    type=click.Choice(FEATURES),
-    help="Do not run the cell where the kernel does not have this. Repeatable.",
-)
-@click.option(
-    "--isolation",
-    type=click.Choice(get_args(Isolation)),
-    default=get_args(Isolation)[0],
-    show_default=True,
-    help="How the cell is kept apart. chroot is weaker, for root where no namespaces may be made.",
-)
-@click.option(
-    "--grace",
-    default="0",
-    show_default=True,
-    metavar="TIME",
-    help="Seconds that the cell may go on after a signal has asked ww to end.",
-)
-@click.option("--explain", is_flag=True, help="Print the whole plan and run nothing.")
-@click.option("--json", "as_json", is_flag=True, help="With --explain: as JSON.")
-@click.option(
-    "--status-fd",
-    type=click.IntRange(min=0),
-    metavar="NUM",
-    help="Write what becomes of the run to this descriptor, as JSON lines.",
-)
-@_debug_option
-@click.argument("cell")
-@click.argument("args", nargs=-1, type=click.UNPROCESSED)
-@click.pass_obj
-def run(
-    state: dict[str, Any],
-    /,
-    fds: tuple[str, ...],
-    dirs: tuple[str, ...],
-    fd_maps: tuple[str, ...],
-    fdctls: tuple[str, ...],
-    systemd: str | None,
-    tables: tuple[str, ...],
-    table_env: tuple[str, ...],
-    fd_verbose: bool,
-    no_stdio: bool,
-    env: tuple[str, ...],
-    uid: int | None,
-    with_ipfs: bool,
-    with_console: bool,
-    with_all: bool,
-    network: Network,
-    required: tuple[str, ...],
-    isolation: Isolation,
-    grace: str,
-    explain: bool,
-    as_json: bool,
-    status_fd: int | None,
-    cell: str,
-    args: tuple[str, ...],
-    **limits: str | None,
-) -> int:
-    """Run CELL in a jail, with ARGS and the descriptors that flags grant.
-
-    CELL is /ipfs/CID[/PATH], a path with a slash in it, or a name on PATH. It gets ww's
-    stdin, stdout and stderr, the grants, and nothing else: no file, no network, no variable of
-    the environment. WW_FDS and WW_FD_<NAME> tell it the numbers. What it may use up is limited.
-
-    \b
-    Exit codes, other than the cell's own:
-      1 failure   2 usage   65 grant refused   66 limit   67 jail
-      126 not a cell   127 not found   134 trap   128+N signal N
-    """
-    from runner import supervise
-    from runner.grants.abi import environment, verbose_lines
-    from runner.grants.collect import Sources, collect
-    from runner.status import open_status
-
-    if as_json and not explain:
-        raise click.UsageError("--json goes with --explain")
-    inherited = state["inherited"]
-    status = open_status(status_fd, inherited)
-    try:
-        with supervise.Signals() as signals:
-            bounds = read_limits(limits)
-            grace_seconds = seconds(grace, "--grace", least=0)
-            sources = Sources(
-                *(fds, fd_maps, fdctls, systemd, tables, table_env),
-                stdio=not no_stdio,
-                dirs=dirs,
-                scratch=bounds.scratch > 0,
-                ipfs=with_ipfs or with_all,
-            )
-            grants = collect(sources, inherited, os.environ)
-            terminals, size = _console(grants) if with_console or with_all else ((), {})
-            what = supervise.Run(
-                address=_text("CELL", cell),
-                args=tuple(_text(f"ARGS #{i}", arg) for i, arg in enumerate(args, 1)),
-                env=tuple({**size, **environment(grants, env)}.items()),
-                grants=grants,
-                **_host_ids(uid),
-                limits=bounds,
-                network=network,
-                required=tuple(dict.fromkeys(required)),
-                isolation=isolation,
-                grace=grace_seconds,
-                debug=state[_DEBUG],
-                ipfs=sources.ipfs,
-                terminals=terminals,
-            )
-            if explain:
-                return _explain(what, as_json=as_json)
-            if "-" in tables and any(entry.source == 0 for entry in grants.entries):
-                _warn("--fd-from -: stdin was the table, so the cell's stdin is /dev/null")
-            if fd_verbose:
-                _print_on_stderr(verbose_lines(grants))
-            return supervise.run(what, os.environ, status, signals)
-    except WwError as error:
-        status.failed(error)
-        raise
-    except supervise.Ended as end:
-        status.ended_by(end.signal)
-        return 128 + end.signal
-
-
-def _console(grants: "GrantPlan") -> tuple[tuple[int, ...], dict[str, str]]:
-    """Return what a cell may know of its terminals: which they are, and variables of their size."""
-    from runner import console
-
-    found = console.terminals(grants)
-    return tuple(found), console.size_variables(found)
-
-
-def _explain(what: "Run", *, as_json: bool) -> int:
-    from runner import explain
-
-    _write(_STDOUT, [explain.as_json(what)] if as_json else explain.as_text(what))
-    return 0
-
-
-def _warn(text: str) -> None:
-    _print_on_stderr([f"ww: warning: {printable(text)}"])
-
-
-def _print_on_stderr(lines: list[str]) -> None:
-    """Write what the user asked to see.
-
-    Raises:
-        WwError: If it cannot be written.
-    """
-    try:
-        _write(_STDERR, lines)
-    except OSError as error:
-        raise WwError("stderr", f"it cannot be written: {error.strerror}") from error
-
-
-def _text(where: str, argument: str) -> str:
-    """Return an argument that can be handed to a cell: WASI has UTF-8 strings only.
-
-    Raises:
-        WwError: With code 2 for other bytes.
-    """
-    try:
-        argument.encode()
-    except UnicodeEncodeError:
-        shown = printable(argument)
-        raise WwError(where, f"'{shown}' is not valid UTF-8", code=EXIT_USAGE) from None
-    return argument
-
-
-# The kernel's overflow id: nobody's, on every Linux (/proc/sys/kernel/overflowuid).
-_NOBODY = 65534
-
-
-def _host_ids(uid: int | None) -> dict[str, int]:
-    """Return the ids on the host that a cell runs as: never root's.
-
-    Raises:
-        WwError: With code 2 if an ordinary user asks for another id than the own one.
-    """
-    own = os.geteuid()
-    if own == 0:
-        number = _NOBODY if uid is None else uid
-        return {"uid": number, "gid": number}
-    if uid not in (None, own):
-        raise WwError(
-            "--uid",
-            f"{uid} is not your own id, {own}",
-            hint="only root can run a cell as another user",
-            code=EXIT_USAGE,
-        )
-    return {"uid": own, "gid": os.getegid()}
-
-
-@ww.command()
-@click.option(
-    "--cid-version",
-    type=click.IntRange(0, 1),
-    default=0,
-    show_default=True,
-    help="0 as 'ipfs add', 1 as 'ipfs add --cid-version 1'.",
-)
-@_debug_option
-@click.argument("path", type=click.Path())
-def export(cid_version: int, path: str) -> int:
-    """Add the file or directory PATH to the embedded blockstore and print its /ipfs/ path.
-
-    The store is $WW_HOME, else $XDG_DATA_HOME/ww, else ~/.local/share/ww.
-    """
-    from runner.content.blockstore import Blockstore, store_home
-    from runner.content.importer import import_path
-
-    store = Blockstore(store_home(os.environ))
-    cid = import_path(store, path, cid_version=cid_version)
-    try:
-        _write(_STDOUT, [f"/ipfs/{cid}"])
-    except OSError as error:
-        raise WwError("stdout", f"it cannot be written: {error.strerror}") from error
-    return 0
-
-
-@ww.command("send-fds", context_settings={"allow_interspersed_args": True})
-@_fd_option
-@_debug_option
-@click.argument("path")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
-@click.pass_obj
-def send_fds(
-    state: dict[str, Any], fds: tuple[str, ...], path: str, command: tuple[str, ...]
-) -> int:
-    """Hand descriptors to a waiting ww over the unix socket PATH[,timeout=SECONDS].
-
-    \b
-    ww send-fds ./s --fd db=3 3<>db            to a: ww run --fdctl ./s,listen=true ...
-    ww send-fds ./s --fd db=3 -- CMD... 3<>db  CMD starts a: ww run --fdctl ./s ...
-
-    With a command, ww makes the socket, starts it, sends to the first that connects, and ends
-    with its exit code.
-    """
-    from runner.grants.handoff import send_command
-    from runner.supervise import Ended, Signals
-
-    try:
-        with Signals():
-            return send_command(path, fds, command, state["inherited"], os.environ)
-    except Ended as end:
-        return 128 + end.signal
-
-
-@ww.group()
-def grants() -> None:
-    """Work with tables of grants."""
-
-
-@grants.command()
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-@click.option("--table-env", "table_env", multiple=True, metavar="NAME", help="As of ww run.")
-@_debug_option
-@click.argument("file")
-def check(as_json: bool, table_env: tuple[str, ...], file: str) -> int:
-    """Check the table FILE (or -) and print the grants it makes, without running anything.
-
-    Whether the descriptors are open, and allow what is asked, only a run can tell.
-    """
-    from runner.grants.collect import check_table
-
-    _write(_STDOUT, [check_table(file, table_env, os.environ, as_json=as_json)])
-    return 0
-
-
-@ww.command()
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-@_debug_option
-def doctor(as_json: bool) -> int:
-    """Try everything that a jail needs on this machine, and say what is missing and what mends it.
-
-    The exit code is 0 if cells can run here.
-    """
-    from runner.doctor import main
-
-    return main(as_json=as_json)

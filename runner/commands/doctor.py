@@ -1,0 +1,18 @@
+"""``ww doctor``."""
+
+import click
+
+from runner.commands.options import debug_option
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@debug_option
+def doctor(as_json: bool) -> int:
+    """Try everything that a jail needs on this machine, and say what is missing and what mends it.
+
+    The exit code is 0 if cells can run here.
+    """
+    from runner.doctor import main
+
+    return main(as_json=as_json)

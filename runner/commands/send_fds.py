@@ -1,0 +1,36 @@
+"""``ww send-fds``."""
+
+import os
+from typing import Any
+
+import click
+
+from runner.commands.options import debug_option, fd_option
+
+
+@click.command("send-fds", context_settings={"allow_interspersed_args": True})
+@fd_option
+@debug_option
+@click.argument("path")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def send_fds(
+    state: dict[str, Any], fds: tuple[str, ...], path: str, command: tuple[str, ...]
+) -> int:
+    """Hand descriptors to a waiting ww over the unix socket PATH[,timeout=SECONDS].
+
+    \b
+    ww send-fds ./s --fd db=3 3<>db            to a: ww run --fdctl ./s,listen=true ...
+    ww send-fds ./s --fd db=3 -- CMD... 3<>db  CMD starts a: ww run --fdctl ./s ...
+
+    With a command, ww makes the socket, starts it, sends to the first that connects, and ends
+    with its exit code.
+    """
+    from runner.grants.handoff import send_command
+    from runner.supervise import Ended, Signals
+
+    try:
+        with Signals():
+            return send_command(path, fds, command, state["inherited"], os.environ)
+    except Ended as end:
+        return 128 + end.signal

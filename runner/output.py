@@ -1,0 +1,43 @@
+"""What ww writes on its own stdout and stderr."""
+
+import os
+
+from runner.errors import WwError
+
+STDOUT, STDERR = 1, 2
+
+
+def write(fd: int, lines: list[str]) -> None:
+    """Write lines at once and unbuffered: what fails, fails here and not at the program's end.
+
+    Raises:
+        OSError: As write(2) says.
+    """
+    data = "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def print_on_stdout(lines: list[str]) -> None:
+    """Write a command's result.
+
+    Raises:
+        WwError: If it cannot be written.
+    """
+    _print(STDOUT, "stdout", lines)
+
+
+def print_on_stderr(lines: list[str]) -> None:
+    """Write what the user asked to see beside a result.
+
+    Raises:
+        WwError: If it cannot be written.
+    """
+    _print(STDERR, "stderr", lines)
+
+
+def _print(fd: int, name: str, lines: list[str]) -> None:
+    try:
+        write(fd, lines)
+    except OSError as error:
+        raise WwError(name, f"it cannot be written: {error.strerror}") from error
