@@ -13,11 +13,17 @@ from runner.output import STDERR, write
 
 # The module and the name of each command. Only that of the command in use is imported.
 _COMMANDS = {
+    "cache": ("runner.commands.cache", "cache"),
+    "car": ("runner.commands.car", "car"),
     "doctor": ("runner.commands.doctor", "doctor"),
     "export": ("runner.commands.export", "export"),
     "grants": ("runner.commands.grants", "grants"),
+    "import": ("runner.commands.import_", "import_"),
+    "resolve": ("runner.commands.resolve", "resolve"),
     "run": ("runner.commands.run", "run"),
     "send-fds": ("runner.commands.send_fds", "send_fds"),
+    "store": ("runner.commands.store", "store"),
+    "verify": ("runner.commands.verify", "verify"),
 }
 
 

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, Literal, NamedTuple
 
-from runner.cells import MAX_SIZE
+from runner.cells import MAX_SIZE, FetchOptions
 from runner.content import unixfs
-from runner.content.blockstore import Blockstore, store_home
+from runner.content.blocks import Blocks
 from runner.content.cid import RAW, Cid
 from runner.content.errors import ContentError
+from runner.content.fetch import Fetched
 from runner.content.resolver import (
     MAX_PATH_LENGTH,
     ContentPath,
@@ -25,10 +26,12 @@ from runner.content.resolver import (
     list_entries,
     load_node,
 )
+from runner.content.sources import open_content
 from runner.errors import EXIT_CANNOT_RUN, EXIT_LIMIT, EXIT_NOT_FOUND, WwError
 
 Kind = Literal["file", "directory", "link"]
 
+_NOTHING_SAID: Final = FetchOptions()
 # Symbolic links on the way of one path (path_resolution(7)).
 _MOST_LINKS: Final = 40
 # An inode's number has a sign in some of the cell's libraries.
@@ -59,47 +62,46 @@ class Entry(NamedTuple):
     address: str
 
 
-class _Store(Blockstore):
-    """A blockstore that others can make pause or end between two blocks."""
-
-    def __init__(self, home: str, go_on: Callable[[], None]) -> None:
-        super().__init__(home)
-        self._go_on = go_on
-
-    def get(self, cid: Cid) -> bytes:
-        """Return a block; see :meth:`Blockstore.get`."""
-        self._go_on()
-        return super().get(cid)
-
-
 class Ipfs:
     """Content by its CID, as :class:`sandbox.Spawner` serves it.
 
     Attributes:
-        go_on: Called before each block is read; what it raises ends the work.
+        go_on: Called before each block is read, and while one is waited for; what it raises ends
+            the work.
     """
 
-    def __init__(self, environ: Mapping[str, str], warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        warn: Callable[[str], None],
+        fetch: FetchOptions = _NOTHING_SAID,
+    ) -> None:
         """Describe it; nothing is read yet.
 
         Args:
-            environ: ww's own environment, for the place of the store.
+            environ: ww's own environment, for the place of the store, and sources.
             warn: Tells the user what is wrong with the content.
+            fetch: What the user says of sources.
         """
         self.go_on: Callable[[], None] = lambda: None
         self._environ = environ
         self._warn = warn
         self._warned: set[str] = set()
-        self._opened: Blockstore | None = None
+        self._fetch = fetch
+        self._opened: Fetched | None = None
 
-    def _store(self) -> Blockstore:
+    def _store(self) -> Fetched:
         """Return the store.
 
         Raises:
             WwError: If there is no place for one.
         """
         if self._opened is None:
-            self._opened = _Store(store_home(self._environ), lambda: self.go_on())
+            # The terminal is the cell's: nothing is shown of a fetch.
+            self._opened = open_content(
+                self._environ, self._fetch, warn=self._warn_once, quiet=True
+            )
+            self._opened.pulse = lambda: self.go_on()
         return self._opened
 
     def find(self, base: str, path: str, *, follow: bool) -> Entry:
@@ -185,7 +187,7 @@ class Ipfs:
             self._warn(text)
 
 
-def _walk(store: Blockstore, base: str, path: str, *, follow: bool) -> tuple[Node, ContentPath]:
+def _walk(store: Blocks, base: str, path: str, *, follow: bool) -> tuple[Node, ContentPath]:
     """Walk a path, and the symbolic links on it, within one root.
 
     Raises:

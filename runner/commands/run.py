@@ -1,14 +1,15 @@
 """``ww run``."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from runner.commands.options import DEBUG, debug_option, fd_option
+from runner.cells import FetchOptions
+from runner.commands.options import DEBUG, content_options, debug_option, fd_option
 from runner.errors import EXIT_USAGE, WwError, printable
-from runner.limits import FLAGS, read_limits, seconds
+from runner.limits import FLAGS, Flag, read_limits, seconds
 from runner.output import STDOUT, print_on_stderr, write
 from sandbox import FEATURES, Isolation, Limits, Network
 
@@ -49,14 +50,27 @@ def _is_switch(param: click.Parameter) -> bool:
 _SYSTEMD_PREFIX = "listen"
 
 
-def _limit_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Add the flags that limit a cell, each with its default."""
-    for flag in reversed(FLAGS):
-        unlimited = "; none: no limit" if flag.optional else ""
-        text = f"{flag.help} (default {flag.shown(Limits())}{unlimited})."
-        option = click.option(flag.name, flag.field, metavar=flag.metavar, help=text)
-        command = option(command)
-    return command
+def limit_options(flags: Sequence[Flag]) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Return what adds flags that limit a cell, each with its default."""
+
+    def add(command: Callable[..., int]) -> Callable[..., int]:
+        for flag in reversed(flags):
+            unlimited = "; none: no limit" if flag.optional else ""
+            text = f"{flag.help} (default {flag.shown(Limits())}{unlimited})."
+            option = click.option(flag.name, flag.field, metavar=flag.metavar, help=text)
+            command = option(command)
+        return command
+
+    return add
+
+
+isolation_option = click.option(
+    "--isolation",
+    type=click.Choice(get_args(Isolation)),
+    default=get_args(Isolation)[0],
+    show_default=True,
+    help="How the cell is kept apart. chroot is weaker, for root where no namespaces may be made.",
+)
 
 
 def _refuse_exec(_context: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -140,8 +154,21 @@ def _with_options(command: Callable[..., int]) -> Callable[..., int]:
     help="The user and group id on the host that the cell runs as, if ww runs as root "
     "(default 65534).",
 )
+@click.option(
+    "--invoke",
+    default="",
+    metavar="NAME",
+    help="Call this function of a core module in place of _start, with ARGS as numbers, after "
+    "_initialize if there is one. Its results are printed on the cell's stdout.",
+)
+@click.option(
+    "--unknown-imports-trap",
+    "trap_unknown",
+    is_flag=True,
+    help="Run a cell that imports what is not offered: it traps if it calls that.",
+)
 @_with_options
-@_limit_options
+@limit_options(FLAGS)
 @click.option(
     "--net",
     "network",
@@ -157,13 +184,8 @@ def _with_options(command: Callable[..., int]) -> Callable[..., int]:
     type=click.Choice(FEATURES),
     help="Do not run the cell where the kernel does not have this. Repeatable.",
 )
-@click.option(
-    "--isolation",
-    type=click.Choice(get_args(Isolation)),
-    default=get_args(Isolation)[0],
-    show_default=True,
-    help="How the cell is kept apart. chroot is weaker, for root where no namespaces may be made.",
-)
+@isolation_option
+@content_options
 @click.option(
     "--grace",
     default="0",
@@ -197,12 +219,15 @@ def run(
     no_stdio: bool,
     env: tuple[str, ...],
     uid: int | None,
+    invoke: str,
+    trap_unknown: bool,
     with_ipfs: bool,
     with_console: bool,
     with_all: bool,
     network: Network,
     required: tuple[str, ...],
     isolation: Isolation,
+    fetch: FetchOptions,
     grace: str,
     explain: bool,
     as_json: bool,
@@ -249,7 +274,7 @@ def run(
                 args=tuple(_text(f"ARGS #{i}", arg) for i, arg in enumerate(args, 1)),
                 env=tuple({**size, **environment(grants, env)}.items()),
                 grants=grants,
-                **_host_ids(uid),
+                **host_ids(uid),
                 limits=bounds,
                 network=network,
                 required=tuple(dict.fromkeys(required)),
@@ -258,6 +283,9 @@ def run(
                 debug=state[DEBUG],
                 ipfs=sources.ipfs,
                 terminals=terminals,
+                fetch=fetch,
+                invoke=_text("--invoke", invoke),
+                trap_unknown=trap_unknown,
             )
             if explain:
                 return _explain(what, as_json=as_json)
@@ -311,7 +339,7 @@ def _text(where: str, argument: str) -> str:
 _NOBODY = 65534
 
 
-def _host_ids(uid: int | None) -> dict[str, int]:
+def host_ids(uid: int | None) -> dict[str, int]:
     """Return the ids on the host that a cell runs as: never root's.
 
     Raises:

@@ -130,7 +130,10 @@ def _check_child(block: Buffer, fanout: int) -> _Shard:
 
 
 def entries(
-    links: Sequence[Link], data: unixfs.Data, load: Callable[[Cid], bytes]
+    links: Sequence[Link],
+    data: unixfs.Data,
+    load: Callable[[Cid], bytes],
+    expect: Callable[[Iterable[Cid]], None] = lambda cids: None,
 ) -> Iterator[Link]:
     """Yield every entry, in the order of the hashes of the names.
 
@@ -142,11 +145,13 @@ def entries(
         links: The links of the root shard.
         data: Its UnixFS message.
         load: Returns the block of a CID.
+        expect: Is told what will be loaded next.
 
     Raises:
         ContentError: A shard is malformed, or an entry is where a lookup would not find it.
     """
     shard = _check_shard(links, data)
+    expect(_children(shard))
     # One iterator a level, with the bits of the hash that its shard stands for.
     stack = [(0, iter(shard.slots.items()))]
     while stack:
@@ -158,6 +163,7 @@ def entries(
                 if len(stack) == MAX_LEVELS or length + shard.bits > _HASH_BITS:
                     raise ContentError("a sharded directory has too many levels")
                 child = _read_child(link.cid, shard.fanout, load)
+                expect(_children(child))
                 stack.append((path, iter(child.slots.items())))
                 break
             if murmur3.hash_64(link.name.encode()) >> _HASH_BITS - length != path:
@@ -165,6 +171,10 @@ def entries(
             yield link
         else:
             stack.pop()
+
+
+def _children(shard: _Shard) -> Iterator[Cid]:
+    return (link.cid for link in shard.slots.values() if not link.name)
 
 
 def build(links: Iterable[Link], put: Callable[[bytes], Cid]) -> Link:

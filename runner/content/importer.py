@@ -7,10 +7,9 @@ A CID depends on how a file is cut and how the parts are tied together. The choi
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from runner.content import dagpb, directory, hamt, unixfs
-from runner.content.blockstore import Blockstore
 from runner.content.cid import DAG_PB, RAW, Cid
 from runner.content.dagpb import Link
 from runner.content.errors import ContentError
@@ -55,6 +54,22 @@ KUBO_CIDV1 = Profile(1, True, 256 * 1024, 174, False)
 UNIXFS_V1_2025 = Profile(1, True, 1024 * 1024, 1024, True)
 """The profile that IPIP-499 recommends: a file of one chunk has the CID of its own sha2-256."""
 
+PROFILES = {"unixfs-v0-2015": UNIXFS_V0_2015, "unixfs-v1-2025": UNIXFS_V1_2025}
+"""The profiles of IPIP-499, by the names that it gives them."""
+
+BY_CID_VERSION = {0: UNIXFS_V0_2015, 1: KUBO_CIDV1}
+"""What ``ipfs add --cid-version`` does, by the version."""
+
+
+class Target(Protocol):
+    """Where blocks go: a :class:`runner.content.blockstore.Blockstore`, or something like it."""
+
+    def put(self, cid: Cid, data: Buffer, *, verified: bool = False) -> None:
+        """Take a block, whose CID has been computed from it."""
+
+    def sync(self) -> None:
+        """Wait until all blocks are on the disk."""
+
 
 class _Part(NamedTuple):
     """A finished piece of a file.
@@ -71,7 +86,7 @@ class _Part(NamedTuple):
 
 
 def import_path(
-    store: Blockstore,
+    store: Target,
     path: str,
     *,
     cid_version: int = 0,
@@ -97,16 +112,39 @@ def import_path(
         WwError: Something cannot be read, is not a file, a directory or a link, or has a name that
             is not UTF-8; or the store cannot be written.
     """
-    chosen = profile or {0: UNIXFS_V0_2015, 1: KUBO_CIDV1}[cid_version]
+    chosen = profile or BY_CID_VERSION[cid_version]
     link = _Importer(store, chosen, hidden).add(path, path, None, 0)
     store.sync()
     return link.cid
 
 
+def import_stream(store: Target, fd: int, shown: str, profile: Profile) -> Cid:
+    """Put all that can be read from a descriptor into a store as one file, as :func:`import_path`.
+
+    Args:
+        store: Where the blocks go.
+        fd: What to read: a file, a pipe or a socket.
+        shown: What it is called in errors.
+        profile: How to import.
+
+    Returns:
+        The CID of the root block.
+
+    Raises:
+        WwError: It cannot be read, or the store cannot be written.
+    """
+    try:
+        part = _Importer(store, profile, hidden=False).add_file(fd)
+    except OSError as error:
+        raise WwError(shown, f"cannot read: {error.strerror}") from None
+    store.sync()
+    return part.cid
+
+
 class _Importer:
     """The state of one import."""
 
-    def __init__(self, store: Blockstore, profile: Profile, hidden: bool) -> None:
+    def __init__(self, store: Target, profile: Profile, hidden: bool) -> None:
         self._store = store
         self._profile = profile
         self._hidden = hidden
@@ -139,7 +177,7 @@ class _Importer:
                 # Decided by what was opened: the entry may have been exchanged since.
                 mode = os.fstat(fd).st_mode
                 if stat.S_ISREG(mode):
-                    part = self._add_file(fd)
+                    part = self.add_file(fd)
                     return Link(part.cid, "", part.tsize)
                 if stat.S_ISDIR(mode):
                     return self._add_directory(shown, fd, depth)
@@ -177,7 +215,8 @@ class _Importer:
                 raise _refusal(shown, str(error)) from None
         return Link(self._put(block, DAG_PB), "", len(block) + sum(link.tsize for link in links))
 
-    def _add_file(self, fd: int) -> _Part:
+    def add_file(self, fd: int) -> _Part:
+        """Add what a descriptor holds, from its position to its end."""
         # Parts that wait for their node, by level: level 0 holds leaves. A node is made as soon as
         # it is full, so what waits is bounded by the width, whatever the size of the file.
         levels: list[list[_Part]] = [[]]
@@ -246,7 +285,7 @@ class _Importer:
 
     def _put(self, block: Buffer, codec: int) -> Cid:
         cid = Cid.of(block, codec=codec, version=self._profile.cid_version)
-        self._store.put(cid, block)
+        self._store.put(cid, block, verified=True)
         return cid
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from runner.content import directory, unixfs
-from runner.content.blockstore import Blockstore
+from runner.content.blocks import Blocks
 from runner.content.cid import DAG_PB, RAW, Cid
 from runner.content.dagpb import Link
 from runner.content.errors import ContentError
@@ -78,7 +78,7 @@ class File:
         size: Its size in bytes, exactly that of what :meth:`chunks` yields.
     """
 
-    def __init__(self, store: Blockstore, path: ContentPath, root: Node, size: int) -> None:
+    def __init__(self, store: Blocks, path: ContentPath, root: Node, size: int) -> None:
         self.path = path
         self.cid = root.cid
         self.size = size
@@ -95,6 +95,7 @@ class File:
                 all the same, but it is not the whole file.
         """
         yield from self._parts(self._root)
+        self._expect(self._root)
         stack = [_children(self._root)]
         blocks = 1
         while stack:
@@ -117,10 +118,15 @@ class File:
                 if node.links:
                     if len(stack) == MAX_DEPTH - 1:
                         raise _malformed(self.path, cid, f"more than {MAX_DEPTH} blocks deep")
+                    self._expect(node)
                     stack.append(_children(node))
                     break
             else:
                 stack.pop()
+
+    def _expect(self, node: Node) -> None:
+        if node.links:
+            self._store.expect(link.cid for link in node.links)
 
     @staticmethod
     def _parts(node: Node) -> Iterator[Buffer]:
@@ -180,7 +186,7 @@ def _parse(text: str) -> ContentPath:
     return ContentPath(Cid.parse(root), tuple(names))
 
 
-def resolve_file(store: Blockstore, path: str, *, max_size: int = DEFAULT_MAX_SIZE) -> File:
+def resolve_file(store: Blocks, path: str, *, max_size: int = DEFAULT_MAX_SIZE) -> File:
     """Find a file by its path, and check its size, without reading its content.
 
     Args:
@@ -212,7 +218,7 @@ def resolve_file(store: Blockstore, path: str, *, max_size: int = DEFAULT_MAX_SI
     return File(store, parsed, node, size)
 
 
-def find_entry(store: Blockstore, node: Node, name: str, above: ContentPath) -> Cid:
+def find_entry(store: Blocks, node: Node, name: str, above: ContentPath) -> Cid:
     """Return the CID of the entry ``name`` of the directory ``node``, which is at ``above``.
 
     Raises:
@@ -240,7 +246,7 @@ def find_entry(store: Blockstore, node: Node, name: str, above: ContentPath) -> 
     return link.cid
 
 
-def list_entries(store: Blockstore, node: Node, path: ContentPath) -> Iterator[Link]:
+def list_entries(store: Blocks, node: Node, path: ContentPath) -> Iterator[Link]:
     """Yield the entries of the directory ``node``, which is at ``path``.
 
     Raises:
@@ -250,14 +256,14 @@ def list_entries(store: Blockstore, node: Node, path: ContentPath) -> Iterator[L
         if node.data.type == unixfs.HAMT_SHARD:
             from runner.content import hamt
 
-            yield from hamt.entries(node.links, node.data, store.get)
+            yield from hamt.entries(node.links, node.data, store.get, store.expect)
         else:
             yield from directory.entries(node.links).values()
     except ContentError as error:
         raise _malformed(path, node.cid, str(error)) from None
 
 
-def load_node(store: Blockstore, cid: Cid, path: ContentPath) -> Node:
+def load_node(store: Blocks, cid: Cid, path: ContentPath) -> Node:
     """Return a block as UnixFS sees it.
 
     Args:

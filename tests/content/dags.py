@@ -19,7 +19,7 @@ class MemoryStore(Blockstore):
         super().__init__("/nonexistent")
         self.blocks: dict[bytes, bytes] = {}
 
-    def put(self, cid: Cid, data: Buffer) -> None:
+    def put(self, cid: Cid, data: Buffer, *, verified: bool = False) -> None:
         self.blocks[cid.multihash] = bytes(data)
 
     def get(self, cid: Cid) -> bytes:

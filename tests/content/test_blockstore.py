@@ -6,12 +6,13 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from runner.content import importer
-from runner.content.blockstore import MAX_BLOCK_SIZE, Blockstore, store_home
+from runner.content import blockstore, importer
+from runner.content.blockstore import MAX_BLOCK_SIZE, Blockstore, DamagedBlock, store_home
 from runner.content.cid import DAG_PB, RAW, Cid
 from runner.errors import EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_USAGE, WwError
 from tests.content.dags import block_files
@@ -160,7 +161,7 @@ class TestReading:
         ],
         ids=["flipped", "truncated", "empty", "longer", "swapped", "huge"],
     )
-    def test_a_damaged_block_is_refused_named_and_repaired_by_the_next_put(
+    def test_a_damaged_block_is_refused_named_and_removed(
         self, store: Blockstore, damage: bytes
     ) -> None:
         store.put(CID, DATA)
@@ -170,9 +171,45 @@ class TestReading:
         assert caught.value.code == EXIT_FAILURE
         assert str(CID) in str(caught.value)
         assert store.path(CID) in str(caught.value)
+        assert "it has been removed" in caught.value.what
         assert "export the content again" in caught.value.hint
+        assert not store.has(CID)
+        with pytest.raises(WwError, match="not in the store"):
+            store.get(CID)
         store.put(CID, DATA)
         assert store.get(CID) == DATA
+
+    def test_a_damaged_block_is_repaired_by_a_put_before_anybody_reads_it(
+        self, store: Blockstore
+    ) -> None:
+        store.put(CID, DATA)
+        replace(store.path(CID), b"b block")
+        store.put(CID, DATA)
+        assert store.get(CID) == DATA
+
+    def test_a_block_that_was_repaired_while_it_was_found_damaged_is_not_removed(
+        self, store: Blockstore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.put(CID, DATA)
+        replace(store.path(CID), b"b block")
+        read = blockstore._read_block
+
+        def repaired_after(path: str, cid: Cid, *, used: bool) -> bytes | None:
+            found = read(path, cid, used=used)
+            Blockstore(store.home).put(CID, DATA)
+            return found
+
+        monkeypatch.setattr(blockstore, "_read_block", repaired_after)
+        assert store.get(CID) == DATA
+        assert Path(store.path(CID)).read_bytes() == DATA
+
+    def test_what_cannot_be_removed_is_named_all_the_same(self, store: Blockstore) -> None:
+        store.put(CID, DATA)
+        os.unlink(store.path(CID))
+        os.makedirs(os.path.join(store.path(CID), "full"))
+        with pytest.raises(DamagedBlock, match="cannot be removed") as caught:
+            store.get(CID)
+        assert store.path(CID) in str(caught.value)
 
     def test_a_symbolic_link_or_a_fifo_in_place_of_a_block_is_refused_and_replaced(
         self, store: Blockstore, tmp_path: Path
@@ -186,14 +223,72 @@ class TestReading:
                 os.symlink(tmp_path / "elsewhere", path)
             else:
                 os.mkfifo(path)
-            with pytest.raises(WwError, match=r"damaged|cannot read"):
+            with pytest.raises(DamagedBlock, match="it has been removed"):
                 store.get(CID)
             store.put(CID, DATA)
             assert store.get(CID) == DATA
         assert (tmp_path / "elsewhere").read_bytes() == DATA
 
 
+class TestLastUse:
+    HOUR = 3600
+
+    @pytest.fixture
+    def set_use(self, store: Blockstore) -> Callable[[float], float]:
+        def set_use(age: float) -> float:
+            store.put(CID, DATA)
+            os.utime(store.path(CID), (0, time.time() - age))
+            return os.stat(store.path(CID)).st_mtime
+
+        return set_use
+
+    def test_reading_and_putting_an_old_block_set_its_time(
+        self, store: Blockstore, set_use: Callable[[float], float]
+    ) -> None:
+        for use in (lambda: store.get(CID), lambda: store.put(CID, DATA)):
+            for age in (2 * self.HOUR, -2 * self.HOUR):  # also one that a wrong clock has made
+                before = set_use(age)
+                use()
+                assert abs(os.stat(store.path(CID)).st_mtime - before) > self.HOUR
+
+    def test_a_time_of_this_hour_is_left_so_that_most_uses_write_nothing(
+        self, store: Blockstore, set_use: Callable[[float], float]
+    ) -> None:
+        before = set_use(self.HOUR / 2)
+        store.get(CID)
+        store.put(CID, DATA)
+        assert os.stat(store.path(CID)).st_mtime == before
+
+    def test_a_store_that_cannot_be_written_is_read_all_the_same(
+        self,
+        store: Blockstore,
+        set_use: Callable[[float], float],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        set_use(2 * self.HOUR)
+
+        def denied(_file: int) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(os, "utime", denied)
+        assert store.get(CID) == DATA
+
+
 class TestWriting:
+    def test_other_bytes_than_the_cid_names_are_refused(self, store: Blockstore) -> None:
+        with pytest.raises(WwError, match="the bytes are not those that the CID names"):
+            store.put(CID, b"b block")
+        with pytest.raises(WwError, match="the bytes are not those that the CID names"):
+            store.put(Cid.from_bytes(b"\x01\x55\x00\x04cell"), b"call")
+        assert not os.path.exists(store.home)
+
+    def test_what_the_caller_has_verified_wrongly_is_refused_when_it_is_read(
+        self, store: Blockstore
+    ) -> None:
+        store.put(CID, b"b block", verified=True)
+        with pytest.raises(DamagedBlock):
+            store.get(CID)
+
     def test_a_block_that_is_there_is_not_written_again(self, store: Blockstore) -> None:
         store.put(CID, DATA)
         before = os.stat(store.path(CID))

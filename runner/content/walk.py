@@ -1,0 +1,81 @@
+"""Ways through content: to what a path names, and to every block below one."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from runner.content import dagpb
+from runner.content.blocks import Blocks
+from runner.content.cid import DAG_PB, RAW, Cid
+from runner.content.errors import ContentError
+from runner.content.resolver import ContentPath, Node, find_entry, load_node
+from runner.errors import EXIT_CANNOT_RUN, WwError
+
+
+def find_node(store: Blocks, path: ContentPath) -> Node:
+    """Return the node of what a path names.
+
+    Raises:
+        WwError: A block or a name is not there (code EXIT_NOT_FOUND), or as
+            :func:`runner.content.resolver.load_node`.
+    """
+    return load_node(store, find_cid(store, path), path)
+
+
+def find_cid(store: Blocks, path: ContentPath) -> Cid:
+    """Return the CID of what a path names, without reading its block.
+
+    Raises:
+        WwError: As :func:`find_node`, for the directories on the way.
+    """
+    cid = path.root
+    for index, name in enumerate(path.names):
+        above = ContentPath(path.root, path.names[:index])
+        cid = find_entry(store, load_node(store, cid, above), name, above)
+    return cid
+
+
+def below(
+    get: Callable[[Cid], bytes],
+    root: Cid,
+    seen: set[tuple[int, bytes]],
+    *,
+    leaves: bool,
+    expect: Callable[[Iterable[Cid]], None] = lambda _: None,
+) -> Iterator[Cid]:
+    """Yield the CID of a block and of every block below it, parents first, each once.
+
+    Args:
+        get: Returns the block of a CID, verified.
+        root: Where to begin.
+        seen: The codecs and multihashes of what is not to be walked again. Those of this walk are
+            added. A multihash alone would not do: as raw, a block leads nowhere.
+        leaves: Whether to get raw blocks too, which shows no more than that they are there.
+        expect: Is told of blocks before they are got.
+
+    Raises:
+        WwError: A block is missing, damaged or malformed, or of a codec that cannot be walked.
+    """
+    pending = [root]
+    while pending:
+        cid = pending.pop()
+        key = (cid.codec, cid.multihash)
+        if key in seen:
+            continue
+        seen.add(key)
+        if cid.codec == RAW:
+            if leaves:
+                get(cid)
+        elif cid.codec == DAG_PB:
+            try:
+                links = dagpb.decode(get(cid)).links
+            except ContentError as error:
+                raise WwError(f"block {cid}", f"malformed: {error}") from None
+            expect(link.cid for link in links)
+            pending += (link.cid for link in reversed(links))
+        else:
+            raise WwError(
+                f"block {cid}",
+                f"its codec is 0x{cid.codec:x}, and what it links cannot be told",
+                hint="only raw (0x55) and dag-pb (0x70) are read",
+                code=EXIT_CANNOT_RUN,
+            )
+        yield cid
