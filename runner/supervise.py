@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runner.cells import open_cell
+from runner.cells import FetchOptions, is_component, open_cell
 from runner.errors import (
     EXIT_CANNOT_RUN,
     EXIT_FAILURE,
@@ -22,11 +22,14 @@ from runner.errors import (
 )
 from runner.grants.plan import GrantPlan
 from runner.grants.preopens import IPFS
+from runner.limits import size, size_text
+from runner.output import STDERR
 from runner.status import Status
 from sandbox import Grant, Isolation, Limits, Network, Outcome, Plan, Spawner, SpawnerError
 
 if TYPE_CHECKING:
     from runner.ipfs import Ipfs
+    from runner.progress import Compiling
 
 
 class _Limit(NamedTuple):
@@ -48,6 +51,10 @@ _LIMITS = {
 
 # Characters of a warning while a cell runs: what a pipe has room for if it has any (pipe(7)).
 _LONGEST_WARNING = 1000
+
+# Room for the forms of some of the largest interpreters, and of hundreds of ordinary cells.
+_CACHE_SIZE = "WW_CACHE_SIZE"
+_DEFAULT_CACHE_SIZE = 2 << 30
 
 # The signals that ask a program to end; ww ends its cell first.
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -71,6 +78,9 @@ class Run(NamedTuple):
         debug: Whether the spawner may write tracebacks to stderr.
         ipfs: Whether it has /ipfs.
         terminals: The targets of terminals that it may know to be some.
+        fetch: Where content may come from, and whether to tell of what takes its time.
+        invoke: The function to call in place of its start; empty for that.
+        trap_unknown: Whether functions that it imports and nobody offers trap when called.
     """
 
     address: str
@@ -87,6 +97,9 @@ class Run(NamedTuple):
     debug: bool
     ipfs: bool = False
     terminals: tuple[int, ...] = ()
+    fetch: FetchOptions = FetchOptions()
+    invoke: str = ""
+    trap_unknown: bool = False
 
 
 class Ended(BaseException):
@@ -119,22 +132,30 @@ def run(what: Run, environ: Mapping[str, str], status: Status, signals: "Signals
     """
     status.start(what.address)
     status.grants(what.grants)
-    spawner = _start(cache_home(environ), debug=what.debug)
+    spawner = start_spawner(environ, debug=what.debug)
     try:
-        cell = open_cell(what.address, environ)
+        cell = open_cell(what.address, environ, what.fetch)
+        component = is_component(cell)
+        if component:
+            from runner.component import check
+
+            check(what.grants, ipfs=what.ipfs, invoke=what.invoke)
         plan = Plan(
             grants=what.grants.grants,
             argv=(what.address, *what.args),
             env=what.env,
             uid=what.uid,
             gid=what.gid,
-            digest=_digest(cell),
+            digest=cell_digest(cell),
             limits=what.limits,
             network=what.network,
             required=what.required,
             isolation=what.isolation,
             content=IPFS if what.ipfs else "",
             terminals=what.terminals,
+            component=component,
+            invoke=what.invoke,
+            trap_unknown=what.trap_unknown,
         )
         sources = [_source(e.grant, e.source) for e in what.grants.entries]
         with _as_before(sources), signals.grace(what.grace):
@@ -143,7 +164,8 @@ def run(what: Run, environ: Mapping[str, str], status: Status, signals: "Signals
                 cell,
                 sources,
                 lambda: _give_up(cell, what.grants),
-                _content(environ) if what.ipfs else None,
+                _content(environ, what.fetch) if what.ipfs else None,
+                compiling(what.address, cell, environ, forced=what.fetch.progress == "plain"),
             )
     except SpawnerError as error:
         raise WwError(
@@ -160,7 +182,7 @@ def run(what: Run, environ: Mapping[str, str], status: Status, signals: "Signals
     return code
 
 
-def _digest(cell: int) -> str:
+def cell_digest(cell: int) -> str:
     """Return the SHA-256 of a cell's bytes, by which its compiled form is known."""
     import hashlib
 
@@ -170,7 +192,7 @@ def _digest(cell: int) -> str:
     return digest
 
 
-def _content(environ: Mapping[str, str]) -> Callable[[], "Ipfs"]:
+def _content(environ: Mapping[str, str], fetch: FetchOptions) -> Callable[[], "Ipfs"]:
     """Return what makes the content of /ipfs, when a cell asks for it first."""
 
     def warn(text: str) -> None:
@@ -185,7 +207,7 @@ def _content(environ: Mapping[str, str]) -> Callable[[], "Ipfs"]:
     def make() -> "Ipfs":
         from runner.ipfs import Ipfs
 
-        return Ipfs(environ, warn)
+        return Ipfs(environ, warn, fetch)
 
     return make
 
@@ -203,9 +225,53 @@ def cache_home(environ: Mapping[str, str]) -> str | None:
     return None
 
 
-def _start(cache: str | None, *, debug: bool) -> Spawner:
+def cache_size(environ: Mapping[str, str]) -> int | None:
+    """Return how many bytes the compiled forms of cells may have together, ``$WW_CACHE_SIZE``.
+
+    Returns:
+        ``None`` for no bound.
+
+    Raises:
+        WwError: With code 2 if that is not well formed.
+    """
+    text = environ.get(_CACHE_SIZE) or size_text(_DEFAULT_CACHE_SIZE)
+    return None if text == "none" else size(text, _CACHE_SIZE)
+
+
+def compiling(
+    address: str, cell: int, environ: Mapping[str, str], *, forced: bool
+) -> "Callable[[], Compiling | None]":
+    """Return what makes what tells people of a compilation, if anything is to tell them.
+
+    Args:
+        address: The cell, as the user named it.
+        cell: A descriptor of its bytes.
+        environ: ww's own environment.
+        forced: Whether to tell where stderr is no terminal, too.
+    """
+    bytes_of_it = os.fstat(cell).st_size
+
+    def make() -> "Compiling | None":
+        # One on which a line can be replaced.
+        terminal = os.isatty(STDERR) and environ.get("TERM", "dumb") != "dumb"
+        if not terminal and not forced:
+            return None
+        from runner.progress import Compiling, Line
+
+        return Compiling(address, bytes_of_it, Line() if terminal else None)
+
+    return make
+
+
+def start_spawner(environ: Mapping[str, str], *, debug: bool) -> Spawner:
+    """Start a spawner that uses the cache.
+
+    Raises:
+        WwError: If it cannot be started; with code 2 if a variable is not well formed.
+    """
+    cache, most = cache_home(environ), cache_size(environ)
     try:
-        return Spawner.start(cache, debug=debug)
+        return Spawner.start(cache, cache_size=most, debug=debug)
     except OSError as error:
         raise WwError(sys.executable, f"the spawner cannot be started: {error.strerror}") from error
 

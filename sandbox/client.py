@@ -5,9 +5,10 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sandbox import wire
 from sandbox.errors import SpawnerError
@@ -20,14 +21,26 @@ if TYPE_CHECKING:
 # The path is the caller's: without `site` the interpreter starts sooner and runs no .pth file.
 _BOOT = """
 import sys
-sys.path[:] = sys.argv[2:]
-del sys.argv[2:]
+sys.path[:] = sys.argv[3:]
+del sys.argv[3:]
 from sandbox.spawner import main
 main()
 """
 
 # A spawner that was asked to end needs a moment to kill its cell; then it is killed itself.
 _PATIENCE_MS = 2000
+# How often progress is shown.
+_TICK_MS = 200
+
+
+class Progress(Protocol):
+    """What shows people that a cell is being compiled."""
+
+    def show(self, elapsed: float) -> None:
+        """Show it now, so many seconds after it has begun; called several times a second."""
+
+    def end(self) -> None:
+        """Take away what was shown, because what follows may be written at the same place."""
 
 
 class Spawner:
@@ -43,11 +56,14 @@ class Spawner:
         self._process = os.pidfd_open(pid)
 
     @classmethod
-    def start(cls, cache: str | None, *, debug: bool = False) -> "Spawner":
+    def start(
+        cls, cache: str | None, *, cache_size: int | None = None, debug: bool = False
+    ) -> "Spawner":
         """Start a spawner with an empty environment and no descriptor of the caller's.
 
         Args:
-            cache: Directory for compiled forms of the host's own modules, or ``None``.
+            cache: Directory for compiled forms, or ``None``.
+            cache_size: Bytes that those of cells may have together; ``None`` for no bound.
             debug: Let the process write tracebacks to the caller's stderr.
 
         Raises:
@@ -55,7 +71,8 @@ class Spawner:
         """
         root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         path = [root, *(p for p in sys.path if os.path.isabs(p) and p != root)]
-        argv = [sys.executable, "-I", "-S", "-c", _BOOT, cache or "", *path]
+        bound = "" if cache_size is None else str(cache_size)
+        argv = [sys.executable, "-I", "-S", "-c", _BOOT, cache or "", bound, *path]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         actions = (
             (os.POSIX_SPAWN_DUP2, theirs.fileno(), wire.SPAWNER_FD),
@@ -88,6 +105,7 @@ class Spawner:
         sources: Sequence[int],
         on_start: Callable[[], None] = lambda: None,
         content: "Callable[[], Content] | None" = None,
+        progress: "Callable[[], Progress | None]" = lambda: None,
     ) -> Outcome:
         """Run a cell and wait for its end.
 
@@ -98,6 +116,8 @@ class Spawner:
             on_start: Called when the cell's process is in its jail and holds copies of them.
             content: Returns what to serve at the plan's ``content``, if that is set; called when
                 the cell asks for something.
+            progress: Returns what shows that the cell is compiled, if anything; called if it has
+                to be.
 
         Raises:
             SpawnerError: If the spawner ends before it tells how the cell ended.
@@ -117,6 +137,10 @@ class Spawner:
                     running += fds
                     if payload == wire.STARTED:
                         on_start()
+                    elif payload == wire.COMPILING:
+                        self._show(progress)
+                    elif payload == wire.COMPILED:
+                        wire.send(self._channel, wire.GO_ON)
                     elif server is not None and server.out_of_time:
                         return limit("cpu", "while ww served its content")
                     else:
@@ -124,6 +148,50 @@ class Spawner:
             except (OSError, EOFError, ValueError) as error:
                 raise SpawnerError(f"the connection to the spawner broke: {error}") from error
         raise SpawnerError("the spawner ended before the cell did")
+
+    def compile(
+        self, plan: Plan, cell: int, progress: "Callable[[], Progress | None]" = lambda: None
+    ) -> tuple[Outcome, bool]:
+        """Put a cell's compiled form into the cache, unless it is there, and run nothing.
+
+        Args:
+            plan: The cell's; what it says of grants does not matter.
+            cell: As for :meth:`run`.
+            progress: As for :meth:`run`.
+
+        Returns:
+            How that went: as a run that ends with exit code 0, whose ``what`` says why the form
+            could not be kept, if so; or as a run that fails before the cell starts. And whether the
+            cell was compiled.
+
+        Raises:
+            SpawnerError: If the spawner ends before it tells.
+        """
+        compiled = False
+        try:
+            wire.send(self._channel, wire.COMPILE + plan.encode(), [cell])
+            while (message := wire.receive(self._channel)) is not None:
+                if message[0] != wire.COMPILING:
+                    return Outcome.decode(message[0]), compiled
+                compiled = True
+                self._show(progress)
+        except (OSError, EOFError, ValueError) as error:
+            raise SpawnerError(f"the connection to the spawner broke: {error}") from error
+        raise SpawnerError("the spawner ended before the compilation did")
+
+    def _show(self, progress: "Callable[[], Progress | None]") -> None:
+        """Show that a cell is compiled, until there is something else to hear of the spawner."""
+        begun = time.monotonic()
+        shown = progress()
+        if shown is None:
+            return
+        message = select.poll()
+        message.register(self._channel, select.POLLIN)
+        try:
+            while not message.poll(_TICK_MS):
+                shown.show(time.monotonic() - begun)
+        finally:
+            shown.end()
 
     def _receive(
         self, server: "Server | None", running: Sequence[int]

@@ -56,6 +56,7 @@ def plan_for(plan: Plan) -> Plan:
         limits=bounds,
         required=plan.required,
         isolation=plan.isolation,
+        component=plan.component,
     )
 
 

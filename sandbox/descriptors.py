@@ -38,7 +38,7 @@ def park(own: Sequence[int], targets: Set[int], listing: int) -> list[int]:
         OSError: As dup3(2) says.
         JailError: If there is no room.
     """
-    numbers = _parking(targets, _open_numbers(listing))
+    numbers = _parking(targets, open_numbers(listing))
     parked = [os.dup2(fd, next(numbers), inheritable=False) for fd in own]
     for fd in own:
         os.close(fd)
@@ -62,7 +62,7 @@ def place(grants: Sequence[tuple[int, int, bool]], own: Sequence[int], listing: 
     """
     targets = {target for _, target, _ in grants}
     _close_all_but({*own, *(source for source, _, _ in grants)}, listing)
-    spare = next(_parking(targets, _open_numbers(listing)))
+    spare = next(_parking(targets, open_numbers(listing)))
     waiting = {source: target for source, target, _ in grants if source != target}
     while waiting:
         # Whatever has a target that no other occupies can go there; where nothing has, what is
@@ -108,7 +108,15 @@ def close_all_above(number: int) -> None:
     _close_all_but(range(number + 1), open_listing())
 
 
-def _open_numbers(listing: int) -> set[int]:
+def open_numbers(listing: int) -> set[int]:
+    """Return the numbers of all descriptors of this process.
+
+    Args:
+        listing: From :func:`open_listing`.
+
+    Raises:
+        OSError: As getdents(2) says.
+    """
     # os.listdir works on a copy of the descriptor, which is in the list and closed afterwards.
     return {number for number in map(int, os.listdir(listing)) if _is_open(number)}
 
@@ -144,7 +152,7 @@ def _close_all_but(numbers: Container[int], listing: int) -> None:
     It goes by the list and not by close_range(2): where that call is missing or forbidden, its
     replacement is a loop over two thousand million numbers.
     """
-    for number in _open_numbers(listing):
+    for number in open_numbers(listing):
         if number not in numbers:
             os.close(number)
 
@@ -155,7 +163,7 @@ def _verify(expected: Set[int], listing: int) -> None:
     Raises:
         JailError: If a descriptor is open that should not be, or the other way round.
     """
-    found = _open_numbers(listing)
+    found = open_numbers(listing)
     if found != expected:
         extra, missing = sorted(found - expected), sorted(expected - found)
         raise JailError("descriptors", f"open but not planned: {extra}; missing: {missing}")

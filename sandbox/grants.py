@@ -38,5 +38,7 @@ class Grant(NamedTuple):
     preopen: int = 0
 
 
+# The numbers of standard input, output and error end here; unistd.h.
+LAST_STANDARD = 2
 # C libraries for WASI look for directories from this number up, until one is not open.
 FIRST_PREOPEN = 3

@@ -1,10 +1,17 @@
 """What the code in a jail is given to work with."""
 
-from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from collections.abc import Callable, Collection
+from typing import NamedTuple, NoReturn, Protocol
 
 from sandbox.outcome import Outcome
 from sandbox.plan import Plan
+
+
+class Seal(Protocol):
+    """See :meth:`sandbox.jail.Jail.seal`."""
+
+    def __call__(self, also: Collection[int] = ()) -> None:
+        """Take away what loading the code needed, but for ``also``."""
 
 
 class Own(NamedTuple):
@@ -18,6 +25,7 @@ class Own(NamedTuple):
             code is loaded; closed by :meth:`sandbox.jail.Jail.seal`.
         scratch: The writable /tmp, or -1 where there is none.
         content: The connection to the runner for the content that it serves, or -1.
+        files: The directory in which a component finds granted files, or -1.
     """
 
     line: int
@@ -26,6 +34,7 @@ class Own(NamedTuple):
     listing: int
     scratch: int = -1
     content: int = -1
+    files: int = -1
 
 
 class Inside(NamedTuple):
@@ -34,11 +43,12 @@ class Inside(NamedTuple):
     Attributes:
         plan: What was promised.
         own: ww's own descriptors.
-        seal: Takes away what loading the code needed; see :meth:`sandbox.jail.Jail.seal`.
+        seal: Takes away what loading the code needed, but for some descriptors; see
+            :meth:`sandbox.jail.Jail.seal`.
         report: Tells how it ended, from wherever that is, and ends the process.
     """
 
     plan: Plan
     own: Own
-    seal: Callable[[], None]
+    seal: Seal
     report: Callable[[Outcome], NoReturn]

@@ -1,7 +1,7 @@
 """How a process jails itself: every step in its order, in one function."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from sandbox import (
@@ -64,8 +64,8 @@ class Jail:
 
         Args:
             sources: The granted descriptors' present numbers, in the order of the plan's grants.
-            cloned: Whether those of directories are mounts of their own already, made by a
-                spawner that is privileged outside.
+            cloned: Whether those of directories, and of a component's files, are mounts of their
+                own already, made by a spawner that is privileged outside.
 
         Raises:
             JailError: With the step's name.
@@ -83,17 +83,21 @@ class Jail:
         """Get a root, a network and ids of its own, in namespaces that it was cloned into.
 
         Args:
-            present: The granted descriptors; those of directories are replaced.
+            present: The granted descriptors; those of directories, and of a component's files, are
+                replaced.
             cloned: As of :meth:`enter`.
         """
         plan = self.plan
         links = {g.name: g.target for g in plan.grants if g.pathlink and g.guest is None and g.name}
         targets = [g.target for g in plan.directories]
+        files = {g.name: g for g in plan.files if g.name}
+        paths = {mounts.tree_path(g.target): g for g in plan.directories}
+        paths.update({mounts.file_path(name): grant for name, grant in files.items()})
         scratch = plan.limits.scratch
         _step("ids", namespaces.adopt_ids)
         _step("mount propagation", mounts.make_private)
         trees = {
-            grant.target: present[grant]
+            path: present[grant]
             if cloned
             else _step(
                 "directories",
@@ -101,9 +105,9 @@ class Jail:
                 present[grant],
                 read_only="w" not in grant.mode,
             )
-            for grant in plan.directories
+            for path, grant in paths.items()
         }
-        root = _step("root", mounts.make_root, links, targets, scratch)
+        root = _step("root", mounts.make_root, links, targets, list(files), scratch)
         # Without a pathlink nothing needs proc, and what is not there gives nothing away.
         proc = _step("proc", mounts.make_proc) if links else None
         _step("attach root", mounts.attach, root, proc, trees, scratch)
@@ -115,6 +119,11 @@ class Jail:
         opened, temporary = _step("directories", mounts.open_directories, targets, scratch)
         if temporary is not None:
             self.own = self.own._replace(scratch=temporary)
+        if files:
+            modes = {name: grant.mode for name, grant in files.items()}
+            granted, directory = _step("files", mounts.open_files, modes)
+            self.own = self.own._replace(files=directory)
+            present.update({grant: granted[name] for name, grant in files.items()})
         present.update({grant: opened[grant.target] for grant in plan.directories})
         _step("session", session.rename_host)
         _step("session", session.leave_keyring)
@@ -136,16 +145,22 @@ class Jail:
         # Changes of ids and privileges undo it, and the filters forbid it.
         _step("lifeline", lifeline.tie, own.line)
         files = [(g.target, g.mode) for g in plan.grants if g.pathlink and g.guest is None]
+        files += [(g.target, g.mode) for g in plan.files]
         directories = [(g.target, g.mode) for g in plan.directories]
         if own.scratch >= 0:
             directories.append((own.scratch, "rw"))
+        if own.files >= 0:
+            directories.append((own.files, "r"))
         _step("landlock", landlock.restrict, [own.code], files, directories)
         # The code is opened by its number from here.
         _step("descriptors", os.fchdir, own.listing)
         _step("seccomp", seccomp.install, self._filters.first)
 
-    def seal(self) -> None:
+    def seal(self, also: Collection[int] = ()) -> None:
         """Take away what loading the code needed; to be called before any of it runs.
+
+        Args:
+            also: Descriptors beside the planned ones that the code's host has opened and needs.
 
         Raises:
             JailError: With the step's name.
@@ -155,7 +170,7 @@ class Jail:
         kept = {fd for fd in self._kept() if fd != own.code}
         targets = {grant.target for grant in self.plan.grants}
         # The code's file goes, and the copy of its descriptor that the engine holds on to.
-        _step("descriptors", descriptors.keep_only, targets | kept, own.listing)
+        _step("descriptors", descriptors.keep_only, {*targets, *kept, *also}, own.listing)
         _step("descriptors", os.close, own.listing)
         _step("seccomp", seccomp.install, self._filters.last)
 

@@ -30,6 +30,8 @@ _ROOT_SPARE_INODES = 16
 # a dot in front, and no descriptor is needed to make them.
 _TREES = ".dirs"
 _SCRATCH = "tmp"
+# Where a component finds granted files, each under the name of its grant.
+_FILES = "fd"
 # An inode for each page, and so for each file that is not empty; empty ones and directories cost
 # the kernel's memory as well, about 1 KiB each.
 _SCRATCH_PAGE = 4096
@@ -58,22 +60,22 @@ def make_private() -> None:
 
 
 def clone_tree(fd: int, *, read_only: bool) -> int:
-    """Re-root a granted directory: copy its mounts from there down, and take rights away.
+    """Re-root a granted directory or file: copy its mounts from there down, and take rights away.
 
     It is for root, in the mount namespace that the directory was opened in. The process of a cell
     that root runs has no id but an unprivileged one of the host's (65534, unless it was told
     another), so it can do with the files in there what their owners let that id do.
 
     Args:
-        fd: A descriptor of the directory.
-        read_only: Of a directory that is granted for reading only.
+        fd: A descriptor of it.
+        read_only: If it is granted for reading only.
 
     Returns:
         A descriptor of the copy, attached nowhere, close-on-exec.
 
     Raises:
-        JailError: ENOENT for a directory that was deleted.
-        OSError: ENOTDIR for what is no directory; EINVAL for one in another mount namespace.
+        JailError: ENOENT for one that was deleted, or never had a name.
+        OSError: ENOTDIR for what is neither; EINVAL for one in another mount namespace.
     """
     _check_alive(os.fstat(fd))
     tree = syscalls.open_tree_clone(fd)
@@ -89,28 +91,30 @@ def clone_tree(fd: int, *, read_only: bool) -> int:
 
 
 def reopen_tree(fd: int, *, read_only: bool) -> int:
-    """Re-root a granted directory that was opened in the mount namespace this one is a copy of.
+    """Re-root a directory or file that was opened in the mount namespace this one is a copy of.
 
-    It is for an ordinary user, who may copy mounts only in a mount namespace of his own. So the
-    directory is looked for at the path that the kernel knows for the descriptor, and what is found
-    there must be the same directory.
+    It is for an ordinary user, who may copy mounts only in a mount namespace of his own. So it is
+    looked for at the path that the kernel knows for the descriptor, and what is found there must be
+    the same.
 
     Args:
-        fd: A descriptor of the directory.
-        read_only: Of a directory that is granted for reading only.
+        fd: A descriptor of it.
+        read_only: If it is granted for reading only.
 
     Returns:
         A descriptor of the copy, attached nowhere, close-on-exec.
 
     Raises:
-        JailError: ENOENT or ESTALE if the directory was deleted, moved or covered since.
+        JailError: ENOENT or ESTALE if it was deleted, moved or covered since.
         OSError: ENAMETOOLONG for a path longer than the kernel tells or takes; as open(2) and
             open_tree(2) say otherwise.
     """
     granted = os.fstat(fd)
     _check_alive(granted)
     path = os.readlink(f"/proc/self/fd/{fd}")
-    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    flags = os.O_PATH | os.O_CLOEXEC
+    if stat.S_ISDIR(granted.st_mode):
+        flags |= os.O_DIRECTORY
     # The kernel's path has no links in it. One that is there now was not there before.
     resolve = syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
     try:
@@ -122,7 +126,7 @@ def reopen_tree(fd: int, *, read_only: bool) -> int:
     try:
         found = os.fstat(directory)
         if (found.st_dev, found.st_ino) != (granted.st_dev, granted.st_ino):
-            raise _not_there(f"another directory is at {path!r}", errno.ESTALE)
+            raise _not_there(f"something else is at {path!r}", errno.ESTALE)
         if os.fstatvfs(fd).f_flag & ~os.fstatvfs(directory).f_flag & os.ST_RDONLY:
             raise _not_there(f"it was read-only, and is not at {path!r}", errno.ESTALE)
         return clone_tree(directory, read_only=read_only)
@@ -131,23 +135,25 @@ def reopen_tree(fd: int, *, read_only: bool) -> int:
 
 
 def _check_alive(status: os.stat_result) -> None:
-    """Refuse what is no directory, or was one until it was deleted.
+    """Refuse what is neither directory nor file, or was one until it was deleted.
 
     Raises:
         JailError: ENOENT if it was deleted.
         OSError: ENOTDIR for anything else.
     """
-    if not stat.S_ISDIR(status.st_mode):
+    if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), "open_tree")
     if status.st_nlink == 0:
         raise _not_there("it was deleted", errno.ENOENT)
 
 
 def _not_there(what: str, number: int) -> JailError:
-    return JailError("directories", f"cannot re-root a granted directory: {what}", number)
+    return JailError("directories", f"cannot re-root what was granted: {what}", number)
 
 
-def make_root(pathlinks: dict[str, int], directories: Sequence[int], scratch: int) -> int:
+def make_root(
+    pathlinks: dict[str, int], directories: Sequence[int], files: Sequence[str], scratch: int
+) -> int:
     """Make the cell's root: a small tmpfs that is not attached anywhere yet.
 
     It holds the pathlinks, and a place for everything that is to be attached in it.
@@ -155,6 +161,7 @@ def make_root(pathlinks: dict[str, int], directories: Sequence[int], scratch: in
     Args:
         pathlinks: Names in the root directory, each with the descriptor's number in the cell.
         directories: The numbers in the cell of the granted directories.
+        files: The names of the files that a component finds.
         scratch: Bytes of the writable /tmp; 0 for none.
 
     Returns:
@@ -163,7 +170,7 @@ def make_root(pathlinks: dict[str, int], directories: Sequence[int], scratch: in
     Raises:
         OSError: As fsopen(2), fsmount(2) and symlink(2) say; EEXIST for a name that is there.
     """
-    inodes = str(_ROOT_SPARE_INODES + len(pathlinks) + len(directories))
+    inodes = str(_ROOT_SPARE_INODES + len(pathlinks) + len(directories) + len(files))
     options = (("size", _ROOT_BYTES), ("nr_inodes", inodes), ("mode", "0555"))
     root = _make("tmpfs", options, _HARDENED)
     if pathlinks:
@@ -172,6 +179,11 @@ def make_root(pathlinks: dict[str, int], directories: Sequence[int], scratch: in
         os.mkdir(_TREES, 0o555, dir_fd=root)
     for target in directories:
         os.mkdir(f"{_TREES}/{target}", 0o555, dir_fd=root)
+    if files:
+        os.mkdir(_FILES, 0o555, dir_fd=root)
+    for name in files:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        os.close(os.open(f"{_FILES}/{name}", flags, 0o444, dir_fd=root))
     if scratch:
         os.mkdir(_SCRATCH, 0o555, dir_fd=root)
     for name, target in pathlinks.items():
@@ -216,7 +228,17 @@ def _make_scratch(size: int) -> int:
     return scratch
 
 
-def attach(root: int, proc: int | None, trees: Mapping[int, int], scratch: int) -> None:
+def tree_path(target: int) -> str:
+    """Return where in the root a granted directory is attached, by its number in the cell."""
+    return f"{_TREES}/{target}"
+
+
+def file_path(name: str) -> str:
+    """Return where in the root a granted file is attached, by its name."""
+    return f"{_FILES}/{name}"
+
+
+def attach(root: int, proc: int | None, trees: Mapping[str, int], scratch: int) -> None:
     """Attach the new root over the old one, and the rest inside it; close all the descriptors.
 
     The current directory is the new root afterwards.
@@ -224,8 +246,8 @@ def attach(root: int, proc: int | None, trees: Mapping[int, int], scratch: int) 
     Args:
         root: A descriptor of the root, from :func:`make_root`.
         proc: One of proc, from :func:`make_proc`.
-        trees: Those of the granted directories, from :func:`clone_tree` or :func:`reopen_tree`,
-            by the directories' numbers in the cell.
+        trees: Those of granted directories and files, from :func:`clone_tree` or
+            :func:`reopen_tree`, by :func:`tree_path` or :func:`file_path`.
         scratch: Bytes of the writable /tmp; 0 for none.
 
     Raises:
@@ -236,8 +258,8 @@ def attach(root: int, proc: int | None, trees: Mapping[int, int], scratch: int) 
     if proc is not None:
         syscalls.move_mount(proc, root, "proc")
         os.close(proc)
-    for target, tree in trees.items():
-        syscalls.move_mount(tree, root, f"{_TREES}/{target}")
+    for path, tree in trees.items():
+        syscalls.move_mount(tree, root, path)
         os.close(tree)
     if scratch:
         temporary = _make_scratch(scratch)
@@ -290,9 +312,35 @@ def open_directories(targets: Iterable[int], scratch: int) -> tuple[dict[int, in
     opened = {}
     for target in targets:
         try:
-            opened[target] = os.open(f"/{_TREES}/{target}", flags)
+            opened[target] = os.open(f"/{tree_path(target)}", flags)
         except OSError as error:
             # The path is the jail's, and says nothing to the reader of the message.
             where = f"the directory granted as fd {target}"
             raise OSError(error.errno, error.strerror, where) from error
     return opened, os.open(f"/{_SCRATCH}", flags) if scratch else None
+
+
+def open_files(modes: Mapping[str, str]) -> tuple[dict[str, int], int]:
+    """Open the granted files and their directory, once there is no other root.
+
+    Args:
+        modes: The files' names, each with its mode.
+
+    Returns:
+        Descriptors by the files' names, and one of the directory; all of them close-on-exec, and at
+        numbers that mean nothing.
+
+    Raises:
+        OSError: EACCES for a file that the cell's user on the host may not open as granted: by a
+            path, the kernel asks for its permissions again.
+    """
+    opened = {}
+    for name, mode in modes.items():
+        flags = (os.O_RDWR if "w" in mode else os.O_RDONLY) | os.O_CLOEXEC
+        try:
+            opened[name] = os.open(f"/{file_path(name)}", flags)
+        except OSError as error:
+            where = f"the file granted as {name}, which a component opens by a path"
+            raise OSError(error.errno, error.strerror, where) from error
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    return opened, os.open(f"/{_FILES}", flags)

@@ -1,10 +1,13 @@
 """The frozen plan of one cell: the message from the runner to the spawner."""
 
 import json
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from sandbox.grants import FIRST_PREOPEN, Grant
+from sandbox.grants import FIRST_PREOPEN, LAST_STANDARD, Grant
 from sandbox.policy import Isolation, Limits, Network
+
+# How a component begins: magic number, version and layer (component-model/design/mvp/Binary.md).
+COMPONENT_MAGIC: Final = b"\0asm\x0d\0\x01\0"
 
 
 class Plan(NamedTuple):
@@ -26,6 +29,10 @@ class Plan(NamedTuple):
             serves; empty for none. If there is one, the connection for it is the last descriptor
             that travels with the plan.
         terminals: The targets of terminals that the cell may know to be some.
+        component: Whether the cell is a component and not a core module.
+        invoke: The function of a core module to call in place of ``_start``; empty for that.
+        trap_unknown: Whether functions that it imports and nobody offers trap when they are
+            called; otherwise such a cell is rejected.
     """
 
     grants: tuple[Grant, ...]
@@ -40,6 +47,16 @@ class Plan(NamedTuple):
     isolation: Isolation = "full"
     content: str = ""
     terminals: tuple[int, ...] = ()
+    component: bool = False
+    invoke: str = ""
+    trap_unknown: bool = False
+
+    @property
+    def files(self) -> tuple[Grant, ...]:
+        """The grants that a component finds as files, because it knows no numbers."""
+        if not self.component:
+            return ()
+        return tuple(g for g in self.grants if g.guest is None and g.target > LAST_STANDARD)
 
     @property
     def directories(self) -> tuple[Grant, ...]:
@@ -76,7 +93,7 @@ class Plan(NamedTuple):
         fields: Any = json.loads(data)
         try:
             grants, argv, env, uid, gid, digest, limits, network, required, *rest = fields
-            isolation, content, terminals = rest
+            isolation, content, terminals, component, invoke, trap_unknown = rest
             return cls(
                 grants=tuple(Grant(*grant) for grant in grants),
                 argv=tuple(argv),
@@ -90,6 +107,9 @@ class Plan(NamedTuple):
                 isolation=isolation,
                 content=str(content),
                 terminals=tuple(terminals),
+                component=bool(component),
+                invoke=str(invoke),
+                trap_unknown=bool(trap_unknown),
             )
         except TypeError as error:
             raise ValueError(f"not a plan: {error}") from error

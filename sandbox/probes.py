@@ -334,9 +334,10 @@ def _mounts(ids: Ids) -> str:
 
 def _enter_root(links: dict[str, int], trees: dict[int, int], scratch: int) -> None:
     """Do the jail's steps from the new root to its seal, in their order."""
-    root = _step("root", mounts.make_root, links, list(trees), scratch)
+    root = _step("root", mounts.make_root, links, list(trees), (), scratch)
     proc = _step("proc", mounts.make_proc) if links else None
-    _step("attach root", mounts.attach, root, proc, trees, scratch)
+    paths = {mounts.tree_path(target): tree for target, tree in trees.items()}
+    _step("attach root", mounts.attach, root, proc, paths, scratch)
     _step("pivot_root", mounts.leave_old_root)
     _step("read-only root", mounts.seal_root)
 

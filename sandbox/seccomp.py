@@ -6,7 +6,8 @@ that a library that merely tries something goes on without it.
 
 A cell's process gets two filters, and the kernel takes the stricter word of all that are
 installed: ``load`` while its code is loaded, and, before that code runs, one of the others, each
-of which allows nothing that ``load`` does not.
+of which allows nothing that ``load`` does not. A component is served by the engine's own WASI,
+which uses threads: it has a pair of its own.
 
 What a filter cannot see is memory behind a pointer: the names of files, which are Landlock's
 business, and the descriptors (SCM_RIGHTS) that recvmsg(2) receives. sendmsg(2) is left out for that
@@ -26,7 +27,7 @@ from typing import Literal, NamedTuple
 from sandbox import syscalls
 from sandbox.errors import JailError
 
-Profile = Literal["load", "compile", "run", "run-directories"]
+Profile = Literal["load", "compile", "run", "run-directories", "load-component", "run-component"]
 
 _U32 = 0xFFFFFFFF
 _U64 = 0xFFFFFFFFFFFFFFFF
@@ -131,7 +132,7 @@ _MACHINES = {
     "aarch64": _Machine(0xC00000B7, 0o100000, 0o400000),
 }
 # What the newer architectures never had; C libraries use the next one there.
-_ONLY_X86 = frozenset({"poll", "time"})
+_ONLY_X86 = frozenset({"poll", "time", "epoll_wait"})
 
 # --- what is allowed ----------------------------------------------------------------------------
 
@@ -274,6 +275,37 @@ def _loading(machine: _Machine) -> tuple[Call, ...]:
     )
 
 
+# What the engine's own WASI takes, which serves components: threads that wait for each other and
+# for timers. libc makes threads with these flags of include/uapi/linux/sched.h, and no processes.
+_THREAD = 0x3D0F00  # VM FS FILES SIGHAND THREAD SYSVSEM SETTLS PARENT_SETTID CHILD_CLEARTID
+_PR_SET_NAME = 15
+_THREADS = (
+    Call("clone", (_is_long(0, _THREAD),)),
+    *_any("set_robust_list", "rseq", "sched_getaffinity", "getcwd"),
+    *_any("epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "eventfd2"),
+    Call("prctl", (_is(0, _PR_SET_NAME),)),
+)
+# It asks for these first, and does without: their arguments lie in memory.
+_MISSING = _any("clone3", "openat2")
+
+
+def _component(machine: _Machine) -> tuple[Call, ...]:
+    """Return what the engine's own WASI takes beside what this host does."""
+    # Its kind of statx(2) names what it asks for; of a directory it never follows a link.
+    return (
+        *_THREADS,
+        *_directories(machine),
+        Call("statx", (_is(2, _AT_EMPTY_PATH, ignoring=_AT_SYMLINK_NOFOLLOW),)),
+        Call("statx", (_is(2, _AT_SYMLINK_NOFOLLOW),)),
+        # A directory is opened anew to be listed, by its name ".". A component's root has no proc,
+        # so no link leads to what has no name there, and a read is all that is asked for.
+        Call(
+            "openat",
+            (_is(2, os.O_RDONLY, ignoring=os.O_DIRECTORY | _O_CLOEXEC | machine.largefile),),
+        ),
+    )
+
+
 def allowed(profile: Profile, machine: str) -> tuple[Call, ...]:
     """Return the calls that a profile allows on a machine."""
     own = _MACHINES[machine]
@@ -281,12 +313,20 @@ def allowed(profile: Profile, machine: str) -> tuple[Call, ...]:
     running = (*_GO_ON, *_MEMORY, *_DESCRIPTORS, *_FILES, *_SOCKETS)
     profiles: Mapping[Profile, tuple[Call, ...]] = {
         "load": (*running, *_directories(own), *_COMPILING, *_loading(own)),
+        "load-component": (
+            *(*running, *_component(own), *_COMPILING, *_loading(own)),
+            Call("openat", (_is(2, os.O_PATH | os.O_DIRECTORY | _O_CLOEXEC),)),
+        ),
+        "run-component": (*running, *_component(own)),
         "compile": compiling,
         "run": running,
         "run-directories": (*running, *_directories(own)),
     }
     return tuple(dict.fromkeys(profiles[profile]))
 
+
+_FIRST = ("load", "load-component")
+_OF_COMPONENTS = ("load-component", "run-component")
 
 # --- what only an attack does -------------------------------------------------------------------
 
@@ -363,8 +403,18 @@ _NEW_NUMBERS = {
 
 def fatal(profile: Profile) -> tuple[Call, ...]:
     """Return the calls that end a process under a profile."""
+    attacks = _ATTACKS
+    if profile in _OF_COMPONENTS:
+        # Threads are made with a call that can make more, and whether it may is in its flags; and a
+        # component may ask for a socket as for anything else, and is refused.
+        attacks = tuple(c for c in attacks if c.name not in ("clone", "clone3", "socket"))
     # Where no filter is still to come, whoever installs one wants to catch the calls of another.
-    return _ATTACKS if profile == "load" else (*_ATTACKS, Call("seccomp"))
+    return attacks if profile in _FIRST else (*attacks, Call("seccomp"))
+
+
+def missing(profile: Profile) -> tuple[Call, ...]:
+    """Return the calls that do not exist under a profile: ENOSYS, and their callers use others."""
+    return _MISSING if profile in _OF_COMPONENTS else ()
 
 
 # --- libseccomp ---------------------------------------------------------------------------------
@@ -539,6 +589,10 @@ def assemble(profile: Profile, machine: str) -> bytes:
             number = made.number(call.name)
             if number is not None:
                 made.add(_SCMP_ACT_KILL_PROCESS, call, number)
+        for call in missing(profile):
+            number = made.number(call.name)
+            if number is not None:
+                made.add(_SCMP_ACT_ERRNO | errno.ENOSYS, call, number)
         return made.export()
     finally:
         made.release()

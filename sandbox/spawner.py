@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple, NoReturn, Protocol
 
@@ -48,8 +48,8 @@ class Host(Protocol):
     def find(self, plan: Plan, code: int) -> int | None:
         """Return a descriptor of a cell's compiled form, if there is one that can be used."""
 
-    def keep(self, plan: Plan, artifact: int) -> None:
-        """Keep a compiled form for later."""
+    def keep(self, plan: Plan, artifact: int) -> str:
+        """Keep a compiled form for later, or return why it cannot be kept."""
 
     def compile(self, inside: Inside) -> Outcome:
         """Compile a cell, in a jail that holds nothing else; exit code 0 is success."""
@@ -79,11 +79,11 @@ class Work(NamedTuple):
 
 
 def main() -> NoReturn:
-    """Be the process: the argument is the cache's directory, or empty for none."""
+    """Be the process: the arguments are the cache's directory and bound, or empty for none."""
     channel = socket.socket(fileno=wire.SPAWNER_FD)
     try:
         become_spawner()
-        spawner = Spawner(channel, CellHost(sys.argv[1] or None))
+        spawner = Spawner(channel, CellHost(sys.argv[1] or None, _number(sys.argv[2])))
     except JailError as error:
         _refuse(channel, Outcome("jail", error.errno, error.what, error.step))
     except OSError as error:
@@ -92,6 +92,10 @@ def main() -> NoReturn:
     except Exception as error:
         _refuse(channel, Outcome("jail", 0, f"{type(error).__name__}: {error}", "spawner"))
     spawner.serve()
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text else None
 
 
 def become_spawner() -> None:
@@ -158,9 +162,10 @@ class Spawner:
         try:
             while (request := wire.receive(self._channel)) is not None:
                 payload, fds = request
-                plan = Plan.decode(payload)
+                plan = Plan.decode(payload.removeprefix(wire.COMPILE))
+                only = payload.startswith(wire.COMPILE)
                 try:
-                    outcome = self._serve_one(plan, fds)
+                    outcome = self._serve_one(plan, fds, only_compile=only)
                 except JailError as error:
                     outcome = Outcome("jail", error.errno, error.what, error.step)
                 except (BrokenPipeError, ConnectionResetError):
@@ -175,16 +180,19 @@ class Spawner:
             pass  # the runner is gone, and its cell went with it
         os._exit(0)
 
-    def _serve_one(self, plan: Plan, fds: list[int]) -> Outcome:
+    def _serve_one(self, plan: Plan, fds: list[int], *, only_compile: bool = False) -> Outcome:
         """Find or make a cell's compiled form, and run it.
 
         Args:
             plan: The cell's plan.
             fds: The cell's bytes, the granted descriptors, and the connection for content, if there
                 is one; they are closed, and the list emptied, as soon as the cell has its copies.
+            only_compile: Do not run it. Then exit code 0 says that its compiled form is there, or
+                why it is not kept.
 
         Raises:
             JailError: If a step on this side fails.
+            OSError: EPIPE if the runner is gone.
         """
         if plan.uid == 0:
             raise JailError("id maps", "the cell would run as the host's root")
@@ -196,20 +204,41 @@ class Spawner:
             _prepare_network()
         if plan.content:
             _prepare_content()
+        if plan.component:
+            _prepare_component()
         code = fds[0]
         wall = plan.limits.wall
         deadline = None if wall is None else time.monotonic() + wall
         artifact = self._host.find(plan, code)
+        if artifact is not None and only_compile:
+            os.close(artifact)
+            return Outcome("exit")
         outcome = Outcome("stale")
         if artifact is not None:
             outcome = self._run(plan, artifact, fds, deadline)
         if outcome.kind == "stale":
             # Not found, or found and refused by the engine, before anything of it ran.
+            wire.send(self._channel, wire.COMPILING)
             compiled = self._compile(plan, code, deadline)
             if isinstance(compiled, Outcome):
                 return compiled
+            lost = self._host.keep(plan, compiled)
+            if only_compile:
+                os.close(compiled)
+                return Outcome("exit", what=lost)
+            self._wait_to_go_on()
             outcome = self._run(plan, compiled, fds, deadline)
         return outcome
+
+    def _wait_to_go_on(self) -> None:
+        """Wait until the runner shows nothing more of a compilation where the cell may write.
+
+        Raises:
+            OSError: EPIPE if the runner is gone.
+        """
+        wire.send(self._channel, wire.COMPILED)
+        if wire.receive(self._channel) is None:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def _run(self, plan: Plan, artifact: int, fds: list[int], deadline: float | None) -> Outcome:
         """Run a cell from its compiled form, which is closed."""
@@ -220,8 +249,7 @@ class Spawner:
             cloned = os.geteuid() == 0
             if cloned:
                 sources = _clone_trees(plan, sources, stack)
-            wide = plan.directories or plan.limits.scratch
-            filters = _filters("run-directories" if wide else "run")
+            filters = _filters_for(plan)
             given = (artifact, *sources, *content)
             child = self._spawn(Work("cell", plan, given, filters, self._host.run, cloned))
 
@@ -241,7 +269,7 @@ class Spawner:
         try:
             jailed = compiling.plan_for(plan)
             given = (code, artifact, messages)
-            filters = _filters("compile")
+            filters = _filters("load", "compile")
             child = self._spawn(Work("compiler", jailed, given, filters, self._host.compile))
             outcome = watch.wait(
                 child, self._channel.fileno(), jailed.limits, deadline, lambda: None
@@ -250,7 +278,6 @@ class Spawner:
             if failure is not None:
                 return failure
             compiling.seal(artifact)
-            self._host.keep(plan, artifact)
             kept, artifact = artifact, -1
             return kept
         finally:
@@ -319,6 +346,7 @@ def _check_chroot(plan: Plan) -> None:
         (plan.directories, "a directory"),
         (plan.limits.scratch, "--scratch"),
         (plan.network != "none", "--net loopback"),
+        (plan.files, "a file of a component"),
     ):
         if asked:
             raise JailError(
@@ -344,13 +372,30 @@ def _prepare_content() -> None:
     import sandbox.wasi.content  # noqa: F401
 
 
-def _filters(last: seccomp.Profile) -> Filters:
+def _prepare_component() -> None:
+    """Load what runs components, which most cells are not."""
+    import sandbox.wasi.component  # noqa: F401
+
+
+def _filters_for(plan: Plan) -> Filters:
+    """Return the filters of a cell's process: the narrowest that serve it.
+
+    Raises:
+        JailError: As :func:`_filters`.
+    """
+    if plan.component:
+        return _filters("load-component", "run-component")
+    wide = plan.directories or plan.limits.scratch
+    return _filters("load", "run-directories" if wide else "run")
+
+
+def _filters(first: seccomp.Profile, last: seccomp.Profile) -> Filters:
     """Return the filters of a process, compiled now or before.
 
     Raises:
         JailError: If libseccomp is missing or refuses.
     """
-    return Filters(seccomp.build("load"), seccomp.build(last))
+    return Filters(seccomp.build(first), seccomp.build(last))
 
 
 def _cgroup(plan: Plan) -> cgroups.Cgroup | None:
@@ -381,14 +426,15 @@ def _remove(cgroup: cgroups.Cgroup | None) -> None:
 
 
 def _clone_trees(plan: Plan, sources: list[int], stack: ExitStack) -> list[int]:
-    """Replace each granted directory by a mount of its own that begins there.
+    """Replace each granted directory, and each file of a component, by a mount that begins there.
 
     Raises:
         JailError: If the kernel refuses it.
     """
     replaced = []
+    files = set(plan.files)
     for grant, source in zip(plan.grants, sources, strict=True):
-        if grant.guest is None:
+        if grant.guest is None and grant not in files:
             replaced.append(source)
             continue
         try:
@@ -427,8 +473,8 @@ def _be_jailed(work: Work, line: int, cgroup: cgroups.Cgroup | None) -> NoReturn
         line = own.line
         jail = Jail(plan, own, work.filters, work.name)
 
-        def seal() -> None:
-            jail.seal()
+        def seal(also: Collection[int] = ()) -> None:
+            jail.seal(also)
             os.write(line, watch.ENTERED)
 
         jail.enter(sources, cloned=work.cloned)

@@ -1,8 +1,12 @@
 """Messages with descriptors between the runner and the spawner, over a stream socket.
 
 The runner sends a plan, with the cell's bytes and the granted descriptors. The spawner answers
-:data:`STARTED` and then an outcome, or the outcome alone if no cell came to be. When the runner
-closes its side, the cell is killed.
+:data:`STARTED` and then an outcome, or the outcome alone if no cell came to be. Before that, if the
+cell has to be compiled, it says :data:`COMPILING`, then :data:`COMPILED`, and goes on at the
+runner's :data:`GO_ON`. When the runner closes its side, the cell is killed.
+
+A plan after :data:`COMPILE` is to be compiled only: the answer is :data:`COMPILING`, unless that
+was done before, and an outcome.
 
 A message is a header of two 32-bit numbers (bytes of payload, count of descriptors), the
 payload, and then the descriptors in groups, each with one byte of its own: SCM_RIGHTS takes at
@@ -20,6 +24,13 @@ SPAWNER_FD = 3
 # The answer when the cell's process is in its jail, with its own copies of the granted
 # descriptors; a pidfd of it comes along.
 STARTED = b"started"
+# What is before a plan of which nothing is to be run.
+COMPILE = b"compile "
+# The answers when a compilation begins, and when it has ended well and its cell is about to start.
+# In between, the runner may show something where the cell will write: so it is waited for.
+COMPILING = b"compiling"
+COMPILED = b"compiled"
+GO_ON = b"go on"
 
 _HEADER = struct.Struct("=II")
 # SCM_MAX_FD of include/net/scm.h.

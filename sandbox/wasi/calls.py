@@ -90,10 +90,11 @@ class Calls:
         Raises:
             OSError: EISDIR.
         """
-        item = self._any(slot)
-        if not isinstance(item, File):
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        return item
+        item = self._slots[slot]
+        if isinstance(item, File):
+            return item
+        self._any(slot)
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
 
     def _socket(self, slot: int) -> Socket:
         item = self._any(slot)
@@ -128,20 +129,20 @@ class Calls:
     # Reading and writing
 
     def fd_read(self, slot: int, vectors: int, count: int, result: int) -> None:
-        buffers = self._memory.vectors(vectors, count)
-        self._memory.put_u32(result, self._file(slot).read(buffers))
+        memory = self._memory
+        memory.put_u32(result, self._file(slot).read(memory.vectors(vectors, count)))
 
     def fd_write(self, slot: int, vectors: int, count: int, result: int) -> None:
-        buffers = self._memory.vectors(vectors, count)
-        self._memory.put_u32(result, self._file(slot).write(buffers))
+        memory = self._memory
+        memory.put_u32(result, self._file(slot).write(memory.vectors(vectors, count)))
 
     def fd_pread(self, slot: int, vectors: int, count: int, offset: int, result: int) -> None:
-        buffers = self._memory.vectors(vectors, count)
-        self._memory.put_u32(result, self._file(slot).pread(buffers, offset))
+        memory = self._memory
+        memory.put_u32(result, self._file(slot).pread(memory.vectors(vectors, count), offset))
 
     def fd_pwrite(self, slot: int, vectors: int, count: int, offset: int, result: int) -> None:
-        buffers = self._memory.vectors(vectors, count)
-        self._memory.put_u32(result, self._file(slot).pwrite(buffers, offset))
+        memory = self._memory
+        memory.put_u32(result, self._file(slot).pwrite(memory.vectors(vectors, count), offset))
 
     def fd_seek(self, slot: int, offset: int, whence: int, result: int) -> None:
         self._memory.put_u64(result, self._file(slot).seek(offset, whence))
@@ -212,7 +213,7 @@ class Calls:
         buffers = self._memory.vectors(vectors, count)
         size, roflags = target.receive(buffers, flags)
         self._memory.put_u32(result, size)
-        self._memory.view(told, 2)[:] = roflags.to_bytes(2, "little")
+        self._memory.put_u16(told, roflags)
 
     def sock_send(self, slot: int, vectors: int, count: int, flags: int, result: int) -> None:
         target = self._socket(slot)

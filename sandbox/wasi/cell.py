@@ -3,45 +3,34 @@
 import ctypes
 import fcntl
 import os
-import re
 import zlib
 
 import wasmtime
 from wasmtime import _ffi
-from wasmtime._exportable import AsExtern
-from wasmtime._extern import wrap_extern
 
 from sandbox import compiling
-from sandbox.grants import Grant
+from sandbox.grants import LAST_STANDARD
 from sandbox.inside import Inside, Own
 from sandbox.outcome import Outcome, limit
-from sandbox.plan import Plan
-from sandbox.wasi import abi, engine, switch
+from sandbox.plan import COMPONENT_MAGIC, Plan
+from sandbox.wasi import abi, engine, invoke, switch
 from sandbox.wasi.artifacts import Cache
 from sandbox.wasi.bridge import HostFunctions
 from sandbox.wasi.calls import Calls, CellExit
 from sandbox.wasi.directory import BaseDirectory, RootDirectory
+from sandbox.wasi.failures import Rejected, Stale, first_cause, lacks_memory
 from sandbox.wasi.files import File, open_grant
 from sandbox.wasi.memories import Memories
 from sandbox.wasi.memory import GuestMemory
 from sandbox.wasi.meter import Meter, OutputLimit
+from sandbox.wasi.stdio import settled
 from sandbox.wasi.tree import Directory
 
-# Magic number and version, binary format of the WebAssembly specification, section 5.5.16; a
-# component has another version and a layer (component-model/design/mvp/Binary.md).
+# Magic number and version: binary format of the WebAssembly specification, section 5.5.16.
 _CORE_MODULE = b"\0asm\x01\0\0\0"
-_COMPONENT = b"\0asm\x0d\0\x01\0"
-
-# A line of an engine's error when the host's memory did not suffice.
-_NO_MEMORY = re.compile(r"(\d+: )?out of memory \(failed to allocate \d+ bytes\)")
-
-_LAST_STANDARD = 2
+_STDOUT = 1
 # Where a C library finds the writable directory.
 _SCRATCH = b"/tmp"
-
-
-class Rejected(Exception):
-    """The cell is not a program that can run here."""
 
 
 class CellHost:
@@ -51,16 +40,17 @@ class CellHost:
     use; so the engine, the host's modules and the linker are ready before.
     """
 
-    def __init__(self, cache: str | None) -> None:
+    def __init__(self, cache: str | None, cache_size: int | None = None) -> None:
         """Make the parts that all cells share.
 
         Args:
             cache: Directory for compiled forms, or ``None``.
+            cache_size: Bytes that those of cells may have together; ``None`` for no bound.
 
         Raises:
             wasmtime.WasmtimeError: If the engine refuses any of it.
         """
-        self._cache = Cache(cache)
+        self._cache = Cache(cache, cache_size)
         self._workshops = {False: Workshop(self._cache, fuel=False)}
 
     def _workshop(self, plan: Plan) -> "Workshop":
@@ -79,9 +69,9 @@ class CellHost:
         """
         return self._cache.find(self._workshop(plan).name(plan.digest))
 
-    def keep(self, plan: Plan, artifact: int) -> None:
-        """Put a compiled form into the cache."""
-        self._cache.keep(self._workshop(plan).name(plan.digest), artifact)
+    def keep(self, plan: Plan, artifact: int) -> str:
+        """Put a compiled form into the cache, or return why it is not kept."""
+        return self._cache.keep(self._workshop(plan).name(plan.digest), artifact)
 
     def compile(self, inside: Inside) -> Outcome:
         """Compile a cell in this process, whose jail holds its bytes and room for the result."""
@@ -89,7 +79,7 @@ class CellHost:
             with open(inside.own.code, "rb", buffering=0, closefd=False) as file:
                 wasm = file.readall()
             inside.seal()
-            compiled = self._workshop(inside.plan).compile(wasm)
+            compiled = self._workshop(inside.plan).compile(wasm, inside.plan)
             with open(compiling.ARTIFACT, "wb") as file:
                 file.write(compiled)
         except Rejected as error:
@@ -152,52 +142,78 @@ class Workshop:
             cache.keep(name, memory)
         return module
 
-    def compile(self, wasm: bytes) -> bytes:
+    def compile(self, wasm: bytes, plan: Plan) -> bytes:
         """Return a cell's compiled form.
 
         Raises:
-            Rejected: If it is not a valid core module.
+            Rejected: If it is not a valid core module or component, as the plan has it.
             MemoryError: If it takes too much memory.
         """
-        if wasm.startswith(_COMPONENT):
-            raise Rejected("it is a WebAssembly component, and only core modules run here")
-        if not wasm.startswith(_CORE_MODULE):
+        if not wasm.startswith(COMPONENT_MAGIC if plan.component else _CORE_MODULE):
             raise Rejected("it is not a WebAssembly module")
         try:
+            if plan.component:
+                from sandbox.wasi import component
+
+                return component.compile_bytes(self._engine, wasm)
             return bytes(wasmtime.Module(self._engine, wasm).serialize())
         except wasmtime.WasmtimeError as error:
-            if _lacks_memory(error):
+            if lacks_memory(error):
                 raise MemoryError from error
-            raise Rejected(
-                f"it is not a valid WebAssembly module: {_first_cause(error)}"
-            ) from error
+            raise Rejected(f"it is not a valid WebAssembly module: {first_cause(error)}") from error
 
     def run(self, inside: Inside) -> Outcome:
         """Run a cell; see :meth:`CellHost.run`."""
-        plan, own = inside.plan, inside.own
-        try:
-            # The working directory is the list of this process's descriptors.
-            module = wasmtime.Module.deserialize_file(self._engine, str(own.code))
-        except wasmtime.WasmtimeError as error:
-            return Outcome("stale", what=_first_cause(error))
-        inside.seal()
-        self._served = _serve(plan, own)
-        bounds = plan.limits
+        bounds = inside.plan.limits
         store = wasmtime.Store(self._engine)
         store.set_limits(table_elements=bounds.table_elements)
         if bounds.fuel is not None:
             store.set_fuel(bounds.fuel)
-        store.set_wasi(_wasi_config(plan))
         self._memories.restrict(bounds.memory, lambda: inside.report(limit("memory")))
         try:
-            start = self._link(store, module, plan)
-            start(store)
+            if inside.plan.component:
+                from sandbox.wasi import component
+
+                return component.run(self._engine, store, inside)
+            return self._run_module(store, inside)
+        except Stale as error:
+            return Outcome("stale", what=str(error))
         except Rejected as error:
             return Outcome("rejected", what=str(error))
         except MemoryError:
             return limit("host-memory")
         except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
             return self._ended(error)
+
+    def _run_module(self, store: wasmtime.Store, inside: Inside) -> Outcome:
+        """Load, link and run a core module.
+
+        Raises:
+            Stale: If its compiled form cannot be loaded.
+            Rejected: If it is no program that can run here.
+            wasmtime.Trap: If it did not return.
+            wasmtime.WasmtimeError: Likewise, or there is no memory for it.
+        """
+        plan, own = inside.plan, inside.own
+        try:
+            # The working directory is the list of this process's descriptors.
+            module = wasmtime.Module.deserialize_file(self._engine, str(own.code))
+        except wasmtime.WasmtimeError as error:
+            raise Stale(first_cause(error)) from error
+        inside.seal()
+        self._served = _serve(plan, own)
+        store.set_wasi(_wasi_config(plan))
+        cell = self._link(store, module, plan)
+        if plan.invoke:
+            results = invoke.call(store, cell, plan)
+            try:
+                invoke.show(results, self._served.get(_STDOUT))
+            except OutputLimit:
+                return limit("output")
+            except OSError:
+                return Outcome("exit", 1)  # as of a program that could not write
+        else:
+            _start(store, cell)(store)
         return Outcome("exit", 0)
 
     def _ended(self, error: wasmtime.Trap | wasmtime.WasmtimeError) -> Outcome:
@@ -208,7 +224,7 @@ class Workshop:
             return Outcome("exit", failure.code & 0xFF)
         if isinstance(failure, OutputLimit):
             return limit("output")
-        if isinstance(failure, MemoryError) or _lacks_memory(error):
+        if isinstance(failure, MemoryError) or lacks_memory(error):
             return limit("host-memory")
         if failure is not None:
             return Outcome("fault", what=f"{type(failure).__name__}: {failure}")
@@ -216,14 +232,13 @@ class Workshop:
             return limit("fuel")
         return Outcome("trap", what=str(error))
 
-    def _link(self, store: wasmtime.Store, module: wasmtime.Module, plan: Plan) -> wasmtime.Func:
-        """Instantiate shim, cell and switch, and connect them.
-
-        Returns:
-            The cell's start function.
+    def _link(
+        self, store: wasmtime.Store, module: wasmtime.Module, plan: Plan
+    ) -> wasmtime.Instance:
+        """Instantiate shim, cell and switch, and connect them; return the cell.
 
         Raises:
-            Rejected: If the cell imports what is not offered or lacks what a program has.
+            Rejected: If the cell imports what is not offered.
             wasmtime.Trap: If its start section uses up its fuel.
             wasmtime.WasmtimeError: If there is no memory for it.
         """
@@ -235,30 +250,26 @@ class Workshop:
         shim = wasmtime.Instance(store, self._shim, [table])
         offered.define_instance(store, abi.MODULE, shim)
         try:
+            if plan.trap_unknown:
+                offered.define_unknown_imports_as_traps(module)
             cell = offered.instantiate(store, module)
         except wasmtime.Trap as error:
             if error.trap_code is wasmtime.TrapCode.OUT_OF_FUEL:
                 raise
             raise Rejected(
                 "its start section trapped; a start section cannot use WASI, because the cell's "
-                f"memory is not known before it ends: {_first_cause(error)}"
+                f"memory is not known before it ends: {first_cause(error)}"
             ) from error
         except wasmtime.WasmtimeError as error:
-            if _lacks_memory(error):
+            if lacks_memory(error):
                 raise
-            raise Rejected(_first_cause(error)) from error
-        memory = _exported(store, cell, "memory")
+            raise Rejected(first_cause(error)) from error
+        memory = invoke.exported(store, cell, "memory")
         if isinstance(memory, wasmtime.Memory):
             self._connect(store, table, memory, plan)
         elif module.imports:
             raise Rejected("it imports WASI but exports no memory named 'memory'")
-        start = _exported(store, cell, "_start")
-        if not isinstance(start, wasmtime.Func):
-            raise Rejected("it exports no function '_start': it is not a WASI command")
-        signature = start.type(store)
-        if signature.params or signature.results:
-            raise Rejected("its '_start' takes parameters or returns results")
-        return start
+        return cell
 
     def _connect(
         self,
@@ -282,6 +293,24 @@ class Workshop:
             numbers[number] = -1 - self._calls.add(served)
 
 
+def _start(store: wasmtime.Store, cell: wasmtime.Instance) -> wasmtime.Func:
+    """Return a command's start function.
+
+    Raises:
+        Rejected: If it has none.
+    """
+    start = invoke.exported(store, cell, "_start")
+    if not isinstance(start, wasmtime.Func):
+        raise Rejected(
+            "it exports no function '_start', so it is no WASI command; --invoke NAME calls "
+            "another function"
+        )
+    signature = start.type(store)
+    if signature.params or signature.results:
+        raise Rejected("its '_start' takes parameters or returns results")
+    return start
+
+
 def _serve(plan: Plan, own: Own) -> dict[int, File | BaseDirectory]:
     """Return what the host serves, by the cell's numbers.
 
@@ -290,11 +319,11 @@ def _serve(plan: Plan, own: Own) -> dict[int, File | BaseDirectory]:
     meter = Meter(plan.limits.output)
     served: dict[int, File | BaseDirectory] = {}
     links: dict[bytes, tuple[int, File]] = {}
-    for grant, fd in _settled(plan, own.null):
+    for grant, fd in settled(plan, own.null):
         if grant.guest is not None:
             served[grant.target] = Directory(fd, grant.mode, grant.guest.encode(), meter)
             if grant.preopen != grant.target:
-                copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LAST_STANDARD + 1)
+                copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LAST_STANDARD + 1)
                 served[grant.preopen] = Directory(copy, grant.mode, grant.guest.encode(), meter)
             continue
         file = served[grant.target] = open_grant(fd, grant.mode, meter)
@@ -312,24 +341,6 @@ def _serve(plan: Plan, own: Own) -> dict[int, File | BaseDirectory]:
     if links:
         served[plan.root_preopen] = RootDirectory(links)
     return served
-
-
-def _settled(plan: Plan, null: int) -> list[tuple[Grant, int]]:
-    """Return where the grants are from now on, and leave /dev/null at 0, 1 and 2.
-
-    Whatever a library writes unasked (the engine when memory runs out, say) goes to 2, and must
-    not go to what the cell was granted there. The cell's own numbers are the switch's business.
-    """
-    grants = []
-    for grant in plan.grants:
-        fd = grant.target
-        if fd <= _LAST_STANDARD:
-            fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LAST_STANDARD + 1)
-        grants.append((grant, fd))
-    for number in range(_LAST_STANDARD + 1):
-        os.dup2(null, number, inheritable=False)
-    os.close(null)
-    return grants
 
 
 class NumberMap:
@@ -357,37 +368,3 @@ def _wasi_config(plan: Plan) -> wasmtime.WasiConfig:
     config.argv = list(plan.argv)
     config.env = list(plan.env)
     return config
-
-
-def _exported(store: wasmtime.Store, instance: wasmtime.Instance, name: str) -> AsExtern | None:
-    """Return what an instance exports by a name, if anything.
-
-    It is asked for by its name: the time that the engine takes to list exports grows with the
-    square of their number, which is the cell's to choose.
-    """
-    item = _ffi.wasmtime_extern_t()
-    encoded = name.encode()
-    found = _ffi.wasmtime_instance_export_get(
-        store._context(),
-        ctypes.byref(instance._instance),
-        ctypes.create_string_buffer(encoded),
-        len(encoded),
-        ctypes.byref(item),
-    )
-    return wrap_extern(item) if found else None
-
-
-def _lacks_memory(error: Exception) -> bool:
-    """Tell whether the engine failed for want of the host's memory.
-
-    Not by a trap's report: its lines hold names that the cell chose.
-    """
-    return isinstance(error, wasmtime.WasmtimeError) and any(
-        _NO_MEMORY.fullmatch(line.strip()) for line in str(error).splitlines()
-    )
-
-
-def _first_cause(error: Exception) -> str:
-    """Return an error of the engine on one line, without the position of its own code."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return " ".join(line for line in lines if line)

@@ -256,14 +256,14 @@ class RootDirectory(BaseDirectory):
             oflags: Creation flags. What exists may be opened with O_CREAT.
             rights: What the cell asks for; reading and writing are refused if the grant lacks
                 them, anything else is left out.
-            inheriting: Of no meaning: a root opened from here is the same.
+            inheriting: What it asks for of what will be opened from a root that is opened here.
             fdflags: Flags to add to the open file.
             follow: Of no meaning: a pathlink is always followed.
 
         Raises:
             OSError: ENOENT, ENOTDIR, EISDIR, EEXIST, EINVAL for flags that there are not, or
                 EACCES as open(2) for a mode that the grant does not allow.
-            WasiError: ENOTCAPABLE for a path that leads out.
+            WasiError: ENOTCAPABLE for a path that leads out, and for what the cell gave up.
         """
         check_open_flags(oflags, fdflags)
         self.need(abi.PATH_OPEN)
@@ -274,7 +274,7 @@ class RootDirectory(BaseDirectory):
             if oflags & abi.O_TRUNC or rights & abi.FD_WRITE:
                 raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
             root = RootDirectory(self._links)
-            root.narrow(self.rights, self.rights_inheriting)
+            root.narrow(self.rights & rights, self.rights_inheriting & inheriting)
             return root
         grant = self._links[name][1]
         if oflags & abi.O_DIRECTORY:
@@ -288,13 +288,15 @@ class RootDirectory(BaseDirectory):
             needed |= abi.FD_FILESTAT_SET_SIZE
         if needed & ~grant.rights:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        if needed & ~self.rights_inheriting:
+            raise WasiError(abi.ENOTCAPABLE)
         opened = grant.reopen()
         try:
             if truncates:
                 opened.set_size(0)
             if fdflags & ~opened.flags():
                 opened.set_flags(opened.flags() | fdflags)
-            opened.narrow(opened.rights & (rights | ~self.rights_inheriting))
+            opened.narrow(opened.rights & rights & self.rights_inheriting)
         except BaseException:
             opened.close()
             raise

@@ -11,8 +11,11 @@ from wasmtime import _ffi
 from sandbox.wasi import abi
 
 _WHOLE = ctypes.c_char * (1 << 32)
+_U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
+# struct iovec and struct ciovec: address and size
+_VECTOR = struct.Struct("<II")
 
 
 class GuestMemory:
@@ -37,6 +40,18 @@ class GuestMemory:
         memory = ctypes.byref(self._memory._memory)
         self._size = _ffi.wasmtime_memory_data_size(context, memory)
 
+    def _reach(self, end: int) -> None:
+        """Learn how large the memory is now, because an access ends beyond what it was.
+
+        Raises:
+            OSError: EFAULT if it ends outside.
+        """
+        self._refresh()
+        if end > self._size:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+
+    # The comparison is repeated in all that follows: a call would be half of their price.
+
     def view(self, address: int, size: int) -> memoryview:
         """Return a writable view of ``size`` bytes at ``address``.
 
@@ -45,9 +60,7 @@ class GuestMemory:
         """
         end = address + size
         if end > self._size:
-            self._refresh()
-            if end > self._size:
-                raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+            self._reach(end)
         return self._view[address:end]
 
     def vectors(self, address: int, count: int) -> list[memoryview]:
@@ -56,13 +69,33 @@ class GuestMemory:
         Raises:
             OSError: EFAULT if any of it lies outside; EINVAL beyond IOV_MAX, as readv(2).
         """
-        if count == 1:  # by far the most common, and half the price of the loop
-            base, size = struct.unpack("<II", self.view(address, 8))
-            return [self.view(base, size)]
+        if count == 1:  # by far the most common
+            if address + 8 > self._size:
+                self._reach(address + 8)
+            base, size = _VECTOR.unpack_from(self._view, address)
+            end = base + size
+            if end > self._size:
+                self._reach(end)
+            return [self._view[base:end]]
         if count > abi.IOV_MAX:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        words = struct.unpack(f"<{2 * count}I", self.view(address, 8 * count))
-        return [self.view(words[i], words[i + 1]) for i in range(0, 2 * count, 2)]
+        buffers = []
+        for base, size in _VECTOR.iter_unpack(self.view(address, 8 * count)):
+            end = base + size
+            if end > self._size:
+                self._reach(end)
+            buffers.append(self._view[base:end])
+        return buffers
+
+    def put_u16(self, address: int, value: int) -> None:
+        """Write a 16-bit number.
+
+        Raises:
+            OSError: EFAULT outside the memory.
+        """
+        if address + 2 > self._size:
+            self._reach(address + 2)
+        _U16.pack_into(self._view, address, value)
 
     def put_u32(self, address: int, value: int) -> None:
         """Write a 32-bit number.
@@ -70,7 +103,9 @@ class GuestMemory:
         Raises:
             OSError: EFAULT outside the memory.
         """
-        self.view(address, 4)[:] = _U32.pack(value)
+        if address + 4 > self._size:
+            self._reach(address + 4)
+        _U32.pack_into(self._view, address, value)
 
     def put_u64(self, address: int, value: int) -> None:
         """Write a 64-bit number.
@@ -78,4 +113,6 @@ class GuestMemory:
         Raises:
             OSError: EFAULT outside the memory.
         """
-        self.view(address, 8)[:] = _U64.pack(value)
+        if address + 8 > self._size:
+            self._reach(address + 8)
+        _U64.pack_into(self._view, address, value)

@@ -8,6 +8,7 @@ import struct
 import termios
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from sandbox.wasi import abi
 from sandbox.wasi.directory import BaseDirectory
@@ -15,10 +16,29 @@ from sandbox.wasi.files import File
 from sandbox.wasi.memory import GuestMemory
 
 _LookUp = Callable[[int], File | BaseDirectory | None]
+# The place of a subscription, and its event: events come in the order of the subscriptions.
+_Due = tuple[int, bytes]
 # What one wait may take: poll(2) counts milliseconds in an int. Longer ones go round again.
 _LONGEST_MS = (1 << 31) - 1
 # Subscriptions of one call. POSIX lets poll(2) refuse more descriptors than may be open.
 _MOST = 4096
+
+
+class _Clock(NamedTuple):
+    """A subscription to a clock; due at a time of this machine's monotonic clock."""
+
+    place: int
+    userdata: int
+    deadline: int
+
+
+class _Subscriber(NamedTuple):
+    """A subscription to a descriptor."""
+
+    place: int
+    userdata: int
+    tag: int
+    file: File
 
 
 def wait(
@@ -29,7 +49,7 @@ def wait(
     events: int,
     count: int,
 ) -> int:
-    """Wait until a subscription is due, and write the events of all that are.
+    """Wait until a subscription is due, and write the events of all that are, in their order.
 
     Args:
         memory: The cell's memory.
@@ -51,30 +71,39 @@ def wait(
     room = memory.view(events, count * abi.EVENT_SIZE)
     now = time.monotonic_ns()
     times = {abi.CLOCK_REALTIME: time.time_ns(), abi.CLOCK_MONOTONIC: cell_now}
-    clocks: list[tuple[int, int]] = []  # when due on the monotonic clock, userdata
-    waiting: dict[int, list[tuple[int, int, File]]] = {}  # by host fd: userdata, type, file
-    due: list[bytes] = []
-    for start in range(0, len(raw), abi.SUBSCRIPTION_SIZE):
+    clocks: list[_Clock] = []
+    waiting: dict[int, list[_Subscriber]] = {}  # by host fd
+    due: list[_Due] = []
+    for place, start in enumerate(range(0, len(raw), abi.SUBSCRIPTION_SIZE)):
         userdata, tag = abi.SUBSCRIPTION.unpack_from(raw, start)
         if tag == abi.EVENT_CLOCK:
-            clocks.append((now + _delay(raw, start + 16, times), userdata))
+            clocks.append(_Clock(place, userdata, now + _delay(raw, start + 16, times)))
         elif tag in (abi.EVENT_FD_READ, abi.EVENT_FD_WRITE):
             (number,) = abi.SUBSCRIPTION_FD.unpack_from(raw, start + 16)
             item = look_up(number)
-            if isinstance(item, File) and item.rights & _right(item, tag):
-                waiting.setdefault(item.fd, []).append((userdata, tag, item))
+            refusal = _refusal(item, tag)
+            if refusal or not isinstance(item, File):
+                due.append((place, abi.EVENT.pack(userdata, refusal, tag, 0, 0)))
             else:
-                due.append(abi.EVENT.pack(userdata, abi.EBADF, tag, 0, 0))
+                subscriber = _Subscriber(place, userdata, tag, item)
+                waiting.setdefault(item.fd, []).append(subscriber)
         else:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     due += _wait(waiting, clocks, immediately=bool(due))
-    room[: len(due) * abi.EVENT_SIZE] = b"".join(due)
+    due.sort()
+    room[: len(due) * abi.EVENT_SIZE] = b"".join(event for _, event in due)
     return len(due)
 
 
-def _right(item: File, tag: int) -> int:
-    """Return the rights of which one makes waiting meaningful."""
-    return abi.FD_READ | abi.SOCK_ACCEPT if tag == abi.EVENT_FD_READ else abi.FD_WRITE
+def _refusal(item: File | BaseDirectory | None, tag: int) -> int:
+    """Return the errno of an event for what cannot be waited for; 0 for what can.
+
+    It is EBADF also for reading or writing that is not allowed, as the call itself would say.
+    """
+    access = abi.FD_READ | abi.SOCK_ACCEPT if tag == abi.EVENT_FD_READ else abi.FD_WRITE
+    if not isinstance(item, File) or not item.rights & access:
+        return abi.EBADF
+    return 0 if item.rights & abi.POLL_FD_READWRITE else abi.ENOTCAPABLE
 
 
 def _delay(raw: bytes, at: int, times: Mapping[int, int]) -> int:
@@ -91,18 +120,15 @@ def _delay(raw: bytes, at: int, times: Mapping[int, int]) -> int:
 
 
 def _wait(
-    waiting: dict[int, list[tuple[int, int, File]]],
-    clocks: list[tuple[int, int]],
-    *,
-    immediately: bool,
-) -> list[bytes]:
+    waiting: dict[int, list[_Subscriber]], clocks: list[_Clock], *, immediately: bool
+) -> list[_Due]:
     poller = select.poll()
     for fd, subscribers in waiting.items():
         mask = 0
-        for _, tag, _ in subscribers:
-            mask |= select.POLLIN if tag == abi.EVENT_FD_READ else select.POLLOUT
+        for subscriber in subscribers:
+            mask |= select.POLLIN if subscriber.tag == abi.EVENT_FD_READ else select.POLLOUT
         poller.register(fd, mask)
-    nearest = min((deadline for deadline, _ in clocks), default=None)
+    nearest = min((clock.deadline for clock in clocks), default=None)
     while True:
         now = time.monotonic_ns()
         if immediately:
@@ -115,22 +141,23 @@ def _wait(
         ready = poller.poll(timeout)
         now = time.monotonic_ns()
         due = [
-            abi.EVENT.pack(userdata, 0, abi.EVENT_CLOCK, 0, 0)
-            for deadline, userdata in clocks
-            if deadline <= now
+            (clock.place, abi.EVENT.pack(clock.userdata, 0, abi.EVENT_CLOCK, 0, 0))
+            for clock in clocks
+            if clock.deadline <= now
         ]
         for fd, told in ready:
             due += [
-                event
-                for userdata, tag, file in waiting[fd]
-                if (event := _event(userdata, tag, file, told)) is not None
+                (subscriber.place, event)
+                for subscriber in waiting[fd]
+                if (event := _event(subscriber, told)) is not None
             ]
         if due or immediately:
             return due
 
 
-def _event(userdata: int, tag: int, file: File, told: int) -> bytes | None:
+def _event(subscriber: _Subscriber, told: int) -> bytes | None:
     """Return the event of a descriptor that poll(2) found ready, if it is for this subscriber."""
+    _, userdata, tag, file = subscriber
     wanted = select.POLLIN if tag == abi.EVENT_FD_READ else select.POLLOUT
     if not told & (wanted | select.POLLHUP | select.POLLERR | select.POLLNVAL):
         return None

@@ -301,6 +301,8 @@ class Directory(BaseDirectory):
 
     def _set_times(self, place: "_Place", accessed: int, modified: int, which: int) -> None:
         state = place.existing()
+        if not which:
+            return  # to set neither is nothing, and allowed to all (utimensat(2))
         times = None
         if which != abi.ATIM_NOW | abi.MTIM_NOW:
             times = new_times(state, accessed, modified, which)

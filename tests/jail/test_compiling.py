@@ -320,7 +320,7 @@ def test_a_compiler_without_memory_for_python_is_the_memory_limit_too(ww_account
     patch = """
 from sandbox.wasi.cell import Workshop
 
-def compile_(self, wasm):
+def compile_(self, wasm, *rest):
     return bytes(1 << 30)
 
 Workshop.compile = compile_
@@ -599,7 +599,7 @@ def test_a_poisoned_artifact_is_its_own_cells_only(ww_account: Ww) -> None:
     patch = f"""
 from sandbox.wasi.cell import Workshop
 compile_ = Workshop.compile
-Workshop.compile = lambda self, wasm: compile_(self, {evil!r})
+Workshop.compile = lambda self, wasm, *rest: compile_(self, {evil!r}, *rest)
 """
     assert run(ww_account, HELLO, patch=patch).code == 66
     assert cached(ww_account, CAT_FDS).read_bytes() == before

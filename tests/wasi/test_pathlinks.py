@@ -526,14 +526,22 @@ def test_files_are_no_directories_and_the_directory_is_no_file(cell: Remote) -> 
 
 
 def test_the_directory_opens_itself_with_no_more_rights(own_cell: Remote) -> None:
-    errno, number = own_cell.open(".", Right.FD_READDIR | Right.PATH_OPEN, oflags=DIRECTORY)
+    errno, number = own_cell.open(
+        ".", Right.FD_READDIR | Right.PATH_OPEN | R, oflags=DIRECTORY, inheriting=R | Right.FD_SEEK
+    )
     assert (errno, number) == (OK, 4)
-    first, second = own_cell.fdstat(3)[1], own_cell.fdstat(4)[1]
-    assert first is not None
-    assert second is not None
-    assert second.rights & ~first.rights == 0
+    stat = own_cell.fdstat(4)[1]
+    assert stat is not None
+    assert Right(stat.rights) == Right.FD_READDIR | Right.PATH_OPEN
+    assert Right(stat.inheriting) == R | Right.FD_SEEK
     assert own_cell.open("data", fd=4) == (OK, 5)
     assert own_cell.read(5, 3) == (OK, b"012")
+    assert own_cell.open("data", W, fd=4) == (ENOTCAPABLE, None)
+    assert own_cell.open("data", R, oflags=TRUNC, fd=4) == (ENOTCAPABLE, None)
+    assert own_cell.open("data", ALL_RIGHTS & ~W, fd=4) == (OK, 6)
+    stat = own_cell.fdstat(6)[1]
+    assert stat is not None
+    assert Right(stat.rights) == R | Right.FD_SEEK
     assert own_cell.raw("fd_close", 4) == OK
     assert own_cell.open("data", fd=4) == (EBADF, None)
     # The number of the directory can be closed like any other.

@@ -282,9 +282,10 @@ def test_a_closed_number_is_not_waited_for(own: Granted) -> None:
     assert events_of(cell.poll(Ready(1, EV_READ, 11))) == [Event(1, EBADF, EV_READ, 0, 0)]
     assert cell.raw("fd_renumber", 13, 12) == OK
     own.peer.sendall(b"ab")
-    assert events_of(cell.poll(Ready(1, EV_READ, 12), Ready(2, EV_READ, 13), Clock(3, LONG)))[
-        :1
-    ] == [Event(2, EBADF, EV_READ, 0, 0)]
+    assert events_of(cell.poll(Ready(1, EV_READ, 12), Ready(2, EV_READ, 13), Clock(3, LONG))) == [
+        Event(1, OK, EV_READ, 2, 0),
+        Event(2, EBADF, EV_READ, 0, 0),
+    ]
     assert events_of(cell.poll(Ready(1, EV_READ, 12))) == [Event(1, OK, EV_READ, 2, 0)]
 
 

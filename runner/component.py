@@ -1,0 +1,64 @@
+"""What a component can be granted: it knows no numbers of descriptors.
+
+The sandbox gives it 0, 1 and 2 as standard input, output and error, directories at their paths, and
+files as ``/fd/NAME``. Whatever else was granted would not reach it, and is refused here.
+"""
+
+import os
+import stat
+
+from runner.errors import EXIT_GRANT, EXIT_USAGE, WwError
+from runner.grants.plan import GrantPlan, PlannedGrant
+from sandbox import LAST_STANDARD
+
+_STDIN = 0
+
+
+def check(grants: GrantPlan, *, ipfs: bool, invoke: str) -> None:
+    """Hold that all that is granted reaches a component, and as it was promised.
+
+    Args:
+        grants: The plan.
+        ipfs: Whether it has /ipfs.
+        invoke: The function that is to be called, if any.
+
+    Raises:
+        WwError: 65 for a grant that would not; 2 for a flag that means nothing to a component.
+    """
+    for asked, flag in ((ipfs, "--with-ipfs"), (invoke, "--invoke")):
+        if asked:
+            raise WwError(
+                flag,
+                "the cell is a component, and this is for core modules only",
+                hint="build the cell for wasm32-wasip1",
+                code=EXIT_USAGE,
+            )
+    for entry in grants.entries:
+        what = _refusal(entry)
+        if what:
+            raise WwError(
+                entry.origin,
+                f"the cell is a component, and {what}",
+                hint="docs/cells.md says what can be granted to one",
+                code=EXIT_GRANT,
+            )
+
+
+def _refusal(entry: PlannedGrant) -> str:
+    """Return why a grant would not reach a component; empty if it would."""
+    grant = entry.grant
+    if grant.pathlink:
+        return f"has no pathlinks: a file is /fd/{grant.name} to it"
+    if entry.is_directory:
+        return "" if "r" in grant.mode else "a directory can be granted to it as r or rw only"
+    if grant.target <= LAST_STANDARD:
+        needed = "r" if grant.target == _STDIN else "w"
+        return "" if needed in grant.mode else f"its descriptor {grant.target} needs mode={needed}"
+    if "r" not in grant.mode:
+        return "a file can be granted to it as r or rw only, but for its standard output and error"
+    if entry.source is None or not stat.S_ISREG(os.fstat(entry.source).st_mode):
+        return (
+            f"a {entry.what} can be granted to it as standard input, output or error only "
+            "(target=0, 1 or 2)"
+        )
+    return ""

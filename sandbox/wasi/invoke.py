@@ -1,0 +1,111 @@
+"""Calling one function of a cell in place of its start: a reactor's, or any module's.
+
+A reactor is a module without ``_start``; if it exports ``_initialize``, that is called once, before
+anything else (legacy/application-abi.md of the WASI repository). Arguments are read by the types
+that the function has, and its results are written as lines, as the engine's own command line does.
+"""
+
+import ctypes
+import re
+from typing import Any
+
+import wasmtime
+from wasmtime import _ffi
+from wasmtime._exportable import AsExtern
+from wasmtime._extern import wrap_extern
+
+from sandbox.plan import Plan
+from sandbox.wasi.directory import BaseDirectory
+from sandbox.wasi.failures import Rejected
+from sandbox.wasi.files import File
+
+_INTEGER = re.compile(r"-?(0x[0-9a-fA-F]+|[0-9]+)")
+_BITS = {"i32": 32, "i64": 64}
+_FLOATS = ("f32", "f64")
+
+
+def exported(store: wasmtime.Store, instance: wasmtime.Instance, name: str) -> AsExtern | None:
+    """Return what an instance exports by a name, if anything.
+
+    It is asked for by its name: the time that the engine takes to list exports grows with the
+    square of their number, which is the cell's to choose.
+    """
+    item = _ffi.wasmtime_extern_t()
+    encoded = name.encode()
+    found = _ffi.wasmtime_instance_export_get(
+        store._context(),
+        ctypes.byref(instance._instance),
+        ctypes.create_string_buffer(encoded),
+        len(encoded),
+        ctypes.byref(item),
+    )
+    return wrap_extern(item) if found else None
+
+
+def call(store: wasmtime.Store, cell: wasmtime.Instance, plan: Plan) -> list[int | float]:
+    """Call the function that a plan names, with the cell's arguments.
+
+    Returns:
+        Its results.
+
+    Raises:
+        Rejected: If there is no such function, or it does not take these arguments.
+        wasmtime.Trap: If it, or the initialisation, did not return.
+        wasmtime.WasmtimeError: Likewise.
+    """
+    name, texts = plan.invoke, plan.argv[1:]
+    function = exported(store, cell, name)
+    if not isinstance(function, wasmtime.Func):
+        raise Rejected(f"it exports no function '{name}'")
+    kinds = [str(kind) for kind in function.type(store).params]
+    if not kinds:
+        texts = ()  # then they are for WASI only, as a program's are
+    if len(kinds) != len(texts):
+        takes = f"({', '.join(kinds)})"
+        raise Rejected(f"its '{name}' takes {len(kinds)} arguments {takes}, not {len(texts)}")
+    arguments = [
+        _argument(f"argument {number} of '{name}'", kind, text)
+        for number, (kind, text) in enumerate(zip(kinds, texts, strict=True), 1)
+    ]
+    returned = [str(kind) for kind in function.type(store).results]
+    if not {*returned} <= {*_BITS, *_FLOATS}:
+        raise Rejected(f"its '{name}' returns {', '.join(returned)}, and only numbers can be shown")
+    initialise = exported(store, cell, "_initialize")
+    if isinstance(initialise, wasmtime.Func) and name != "_initialize":
+        initialise(store)
+    result: Any = function(store, *arguments)
+    if result is None:
+        return []
+    return list(result) if isinstance(result, (list, tuple)) else [result]
+
+
+def _argument(where: str, kind: str, text: str) -> int | float:
+    """Read one argument; an integer may be written with or without a sign, or as hexadecimal.
+
+    Raises:
+        Rejected: If it is none of its type.
+    """
+    if kind in _BITS and _INTEGER.fullmatch(text):
+        value, bits = int(text, 0 if "x" in text else 10), _BITS[kind]
+        if -(1 << bits - 1) <= value < 1 << bits:
+            return value - (1 << bits) if value >> bits - 1 > 0 else value
+    elif kind in _FLOATS:
+        try:
+            return float(text)
+        except ValueError:
+            pass
+    elif kind not in _BITS:
+        raise Rejected(f"{where} is a {kind}, which cannot be written")
+    raise Rejected(f"{where} is no {kind}: '{text}'")
+
+
+def show(results: list[int | float], stdout: File | BaseDirectory | None) -> None:
+    """Write results to the cell's standard output, a line for each.
+
+    Raises:
+        OSError: As write(2) says.
+        OutputLimit: If that is more than the cell may write.
+    """
+    data = memoryview("".join(f"{result}\n" for result in results).encode())
+    while data and isinstance(stdout, File):
+        data = data[stdout.write([data]) :]
