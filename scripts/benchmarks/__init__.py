@@ -1,0 +1,1 @@
+"""What scripts/bench runs: ww beside its peers. docs/benchmarks.md says what is measured."""

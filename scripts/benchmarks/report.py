@@ -1,0 +1,170 @@
+"""A result as people read it, as JSON, and as a picture."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scripts.benchmarks.contest import Comparison, Result, Target
+
+_SCALES = {
+    "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")),
+    "B": ((float(1 << 20), "MiB"), (float(1 << 10), "KiB"), (1.0, "B")),
+    "1/s": ((1.0, "/s"),),
+}
+# Above it, something else runs on the machine: the benchmark itself is one process, or two.
+BUSY = 2.5
+
+
+@dataclass
+class Report:
+    """All that is known after a measurement.
+
+    Attributes:
+        machine: As :func:`scripts.benchmarks.machine.describe` returns it.
+        mode: How much work there was.
+        load: The highest load that was seen between two rows.
+        results: What came of each row.
+        not_yet: The rows that cannot be measured yet, and why.
+    """
+
+    machine: Mapping[str, Any]
+    mode: str
+    load: float
+    results: list[Result]
+    not_yet: Mapping[str, str]
+
+    def encode(self) -> str:
+        """Return it as JSON, for :meth:`decode`."""
+        rows = []
+        for result in self.results:
+            row = asdict(result)
+            row["medians"] = {name: result.median(name) for name in result.samples}
+            row["comparisons"] = [
+                {
+                    **comparison._asdict(),
+                    "target": comparison.target and comparison.target._asdict(),
+                    "ratio": result.ratio(comparison),
+                    "quartiles": result.spread(comparison),
+                }
+                for comparison in result.comparisons
+            ]
+            rows.append(row)
+        whole = {
+            "machine": self.machine,
+            "mode": self.mode,
+            "load": self.load,
+            "rows": rows,
+            "not_yet": self.not_yet,
+        }
+        return json.dumps(whole, indent=1) + "\n"
+
+    @classmethod
+    def decode(cls, text: str) -> "Report":
+        """Read what :meth:`encode` wrote."""
+        whole = json.loads(text)
+        results = []
+        for row in whole["rows"]:
+            comparisons = [
+                Comparison(item["ours"], item["peer"], item["target"] and Target(**item["target"]))
+                for item in row.pop("comparisons")
+            ]
+            del row["medians"]
+            results.append(Result(**row, comparisons=comparisons))
+        return cls(whole["machine"], whole["mode"], whole["load"], results, whole["not_yet"])
+
+
+def heading(machine: Mapping[str, Any]) -> Iterator[str]:
+    """Return the lines that are above the rows."""
+    yield (
+        f"{machine['date']}, {machine['kernel']}, {machine['processors']} x {machine['cpu']}, "
+        f"{machine['memory']}, as {machine['account']}"
+    )
+    yield ", ".join(f"{name}: {text}" for name, text in machine["versions"].items())
+
+
+def lines(result: Result) -> Iterator[str]:
+    """Return the lines of one row: its medians, and below them its ratios."""
+    yield ""
+    yield f"{result.row}: {result.what}"
+    width = max(len(name) for name in (*result.samples, *result.absent))
+    for name, samples in result.samples.items():
+        middle = result.median(name)
+        if middle is not None:
+            yield f"  {name:{width}}  {figure(middle, result.unit):>11}  (median of {len(samples)})"
+    for name, reason in result.absent.items():
+        what = "failed" if name in result.failed else "missing"
+        yield f"  {name:{width}}  {what}: {' '.join(reason.split())}"
+    for comparison in result.comparisons:
+        ratio = result.ratio(comparison)
+        if ratio is None:
+            continue
+        spread = result.spread(comparison)
+        text = f"  {comparison.ours} / {comparison.peer} = {ratio:.2f}"
+        if spread is not None:
+            text += f" ({spread[0]:.2f}..{spread[1]:.2f})"
+        if comparison.target is not None:
+            verdict = "reached" if comparison.target.reached(ratio) else "MISSED"
+            text += f", to reach {comparison.target}: {verdict}"
+        yield text
+
+
+def ending(report: Report) -> Iterator[str]:
+    """Return the lines that are below the rows."""
+    yield ""
+    for name, reason in report.not_yet.items():
+        yield f"{name}: not available: {reason}"
+    if report.mode == "short":
+        yield "This was the short mode: its figures mean nothing."
+    elif report.load > BUSY:
+        yield (
+            f"The machine was busy (load {report.load:.1f}): its figures mean little. Measure again"
+            " when nothing else runs."
+        )
+
+
+def figure(value: float, unit: str) -> str:
+    """Return a figure with three digits and the unit that suits it."""
+    scales = _SCALES[unit]
+    scale, name = next((item for item in scales if abs(value) >= item[0]), scales[-1])
+    number = value / scale
+    return f"{number:.3g} {name}" if abs(number) < 1000 else f"{number:.0f} {name}"
+
+
+def plot(report: Report, path: str) -> None:
+    """Draw the ratios that have a target, as a PNG.
+
+    Raises:
+        ImportError: If matplotlib is not there.
+    """
+    import matplotlib  # type: ignore[import-not-found]
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    bars: list[tuple[str, float, Target]] = []
+    for result in report.results:
+        for comparison in result.comparisons:
+            ratio = result.ratio(comparison)
+            if ratio is not None and comparison.target is not None:
+                label = f"{result.row}: {comparison.ours} / {comparison.peer}"
+                bars.append((label, ratio, comparison.target))
+    bars.reverse()
+    figure_, axes = pyplot.subplots(figsize=(10, 1.2 + 0.34 * len(bars)), layout="constrained")
+    places: Sequence[int] = range(len(bars))
+    colours = ["#3a7d44" if target.reached(ratio) else "#b5523b" for _, ratio, target in bars]
+    axes.barh(places, [ratio for _, ratio, _ in bars], color=colours, height=0.6)
+    axes.plot([target.bound for *_, target in bars], places, "k|", markersize=14, label="to reach")
+    axes.set_yticks(places, [label for label, *_ in bars], fontsize=8)
+    axes.set_xscale("log")
+    axes.axvline(1, color="grey", linewidth=0.8)
+    for place, (_, ratio, _) in zip(places, bars, strict=True):
+        axes.annotate(f" {ratio:.2f}", (ratio, place), va="center", fontsize=8)
+    machine = report.machine
+    axes.set_title(
+        f"ours / peer. {machine['date']}, {machine['kernel']}, "
+        f"{machine['processors']} x {machine['cpu']}",
+        fontsize=9,
+    )
+    axes.legend(loc="lower right", fontsize=8)
+    figure_.savefig(path, dpi=110)

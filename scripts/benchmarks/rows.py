@@ -1,0 +1,47 @@
+"""All rows by their names, and those that cannot be measured yet."""
+
+from scripts.benchmarks import content, memory, scaling, startup, work
+from scripts.benchmarks.setting import Make
+
+ROWS: dict[str, Make] = {
+    "warm": startup.warm,
+    "throughput": startup.throughput,
+    "run": startup.run,
+    "first-byte": startup.first_byte,
+    "copy-pipe-64k": work.copy("pipe", 1 << 16),
+    "copy-pipe-4k": work.copy("pipe", 1 << 12),
+    "copy-file-64k": work.copy("file", 1 << 16),
+    "copy-file-4k": work.copy("file", 1 << 12),
+    "call": work.call,
+    "compute": work.compute(whole=False),
+    "compute-run": work.compute(whole=True),
+    "verify": content.verify,
+    "memory": memory.idle,
+    "grants": scaling.grants,
+    "at-once": scaling.at_once,
+    "size": scaling.size,
+}
+
+NOT_YET = {
+    "warm-ready": "a hello cell from a jail made in advance, to reach <= 0.25 of bwrap + wasmtime: "
+    "there are no ready jails yet",
+    "run-served": "ww run with ww serve running, to reach <= 1.6, then 1, of bwrap + wasmtime: "
+    "there is no ww serve yet",
+}
+"""Rows that need what is not there; the one place that says so."""
+
+
+def chosen(names: list[str]) -> list[str]:
+    """Return the names of rows that were asked for, in their order; all of them for none.
+
+    Raises:
+        KeyError: If there is no row of a name, and none that begins with it and a dash.
+    """
+    known = [*ROWS, *NOT_YET]
+    found: set[str] = set()
+    for name in names:
+        matching = {row for row in known if row == name or row.startswith(f"{name}-")}
+        if not matching:
+            raise KeyError(name)
+        found |= matching
+    return [row for row in known if not names or row in found]
