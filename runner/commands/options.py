@@ -75,7 +75,8 @@ _CONTENT_OPTIONS = (
     click.option(
         "--progress",
         is_flag=True,
-        help="Tell on stderr of what takes more than a second, also where that is no terminal.",
+        help="Tell on stderr of what is fetched, and of what takes more than a second, also where "
+        "that is no terminal.",
     ),
     click.option("--progress-json", is_flag=True, help="Tell of a fetch as JSON lines on stderr."),
 )

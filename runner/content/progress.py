@@ -1,6 +1,7 @@
 """What is shown on stderr of a fetch: a line with a bar on a terminal, plain lines, or JSON.
 
-Nothing is shown of what takes no time, so that most runs look as if nothing had been fetched.
+A terminal shows nothing of what takes no time. The other two, which are only there if somebody has
+asked for them, say at the end what has been fetched.
 """
 
 import json

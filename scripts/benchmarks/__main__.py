@@ -96,7 +96,6 @@ def measure(names: Sequence[str], mode: Mode) -> Report:
         whole = Report(
             machine.describe(_REPO, peers),
             mode,
-            machine.load(),
             [],
             {name: NOT_YET[name] for name in names if name in NOT_YET},
         )
@@ -104,8 +103,9 @@ def measure(names: Sequence[str], mode: Mode) -> Report:
         for name in names:
             if name in NOT_YET:
                 continue
+            others = machine.Others()
             result = _measure(setting, name)
-            whole.load = max(whole.load, machine.load())
+            result.others = others.share()
             whole.results.append(result)
             _show(report.lines(result))
     _show(report.ending(whole))

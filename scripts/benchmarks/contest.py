@@ -9,6 +9,10 @@ Measure = Callable[[], float]
 """Does the work once, and returns its figure."""
 
 
+# Rounds of which quartiles say something.
+_ENOUGH = 4
+
+
 class Missing(Exception):
     """Something that a contestant needs is not there; the text says what."""
 
@@ -81,6 +85,7 @@ class Result:
         samples: The figures of each contestant, one for each round.
         absent: Why the others have none.
         failed: Those of ``absent`` that were there, and failed.
+        others: The share of the processors that was used by everything else meanwhile.
         comparisons: Whose figures are compared.
     """
 
@@ -90,6 +95,7 @@ class Result:
     samples: dict[str, list[float]] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
+    others: float = 0.0
     comparisons: Sequence[Comparison] = ()
 
     def median(self, name: str) -> float | None:
@@ -97,22 +103,26 @@ class Result:
         return statistics.median(self.samples[name]) if self.samples.get(name) else None
 
     def ratio(self, comparison: Comparison) -> float | None:
-        """Return the ratio of the medians, if both have one."""
-        ours, peer = self.median(comparison.ours), self.median(comparison.peer)
-        return None if ours is None or not peer else ours / peer
+        """Return the median of the ratios of the single rounds, if both have figures.
+
+        Both figures of a round were taken one right after the other. So a machine that gets slower
+        or faster in between does not change it, as it may change the ratio of the medians.
+        """
+        ratios = self._ratios(comparison)
+        return statistics.median(ratios) if ratios else None
 
     def spread(self, comparison: Comparison) -> tuple[float, float] | None:
         """Return the quartiles of the ratios of the single rounds, where there are enough."""
-        pairs = zip(
-            self.samples.get(comparison.ours, ()),
-            self.samples.get(comparison.peer, ()),
-            strict=False,
-        )
-        ratios = [ours / peer for ours, peer in pairs if peer]
-        if len(ratios) < 4:
+        ratios = self._ratios(comparison)
+        if len(ratios) < _ENOUGH:
             return None
         low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
         return low, high
+
+    def _ratios(self, comparison: Comparison) -> list[float]:
+        ours = self.samples.get(comparison.ours, ())
+        peer = self.samples.get(comparison.peer, ())
+        return [one / other for one, other in zip(ours, peer, strict=False) if other]
 
 
 def take_turns(row: Row, *, warm_up: bool = True) -> Result:

@@ -4,6 +4,7 @@ import datetime
 import os
 import platform
 import subprocess
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -33,9 +34,34 @@ def describe(repo: Path, peers: Peers) -> dict[str, object]:
     }
 
 
-def load() -> float:
-    """Return the number of processes that have wanted to run during the last minute."""
-    return os.getloadavg()[0]
+class Others:
+    """How much of the processors everything else on the machine uses, since this was made.
+
+    It is right only while no child of this process runs, or is still to be waited for.
+    """
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+        self._busy = _busy() - _own()
+
+    def share(self) -> float:
+        """Return the share, from 0 to 1; what the kernel does in its own threads is part of it."""
+        elapsed = time.monotonic() - self._begun
+        used = _busy() - _own() - self._busy
+        return max(0.0, used / (elapsed * (os.cpu_count() or 1)))
+
+
+def _busy() -> float:
+    """Return the seconds that all processors have been busy; proc(5)."""
+    with open("/proc/stat", encoding="ascii") as file:
+        user, nice, system, _idle, _waiting, irq, softirq, steal, *_ = file.readline().split()[1:]
+    ticks = sum(map(int, (user, nice, system, irq, softirq, steal)))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _own() -> float:
+    """Return the seconds that this process has used, and those children that have ended."""
+    return sum(os.times()[:4])
 
 
 def _cpu() -> str:

@@ -12,8 +12,9 @@ _SCALES = {
     "B": ((float(1 << 20), "MiB"), (float(1 << 10), "KiB"), (1.0, "B")),
     "1/s": ((1.0, "/s"),),
 }
-# Above it, something else runs on the machine: the benchmark itself is one process, or two.
-BUSY = 2.5
+# The share of the processors that others may use. The kernel itself, which clears up after jails in
+# threads of its own, needs some.
+BUSY = 0.1
 
 
 @dataclass
@@ -23,14 +24,12 @@ class Report:
     Attributes:
         machine: As :func:`scripts.benchmarks.machine.describe` returns it.
         mode: How much work there was.
-        load: The highest load that was seen between two rows.
         results: What came of each row.
         not_yet: The rows that cannot be measured yet, and why.
     """
 
     machine: Mapping[str, Any]
     mode: str
-    load: float
     results: list[Result]
     not_yet: Mapping[str, str]
 
@@ -53,7 +52,6 @@ class Report:
         whole = {
             "machine": self.machine,
             "mode": self.mode,
-            "load": self.load,
             "rows": rows,
             "not_yet": self.not_yet,
         }
@@ -71,7 +69,7 @@ class Report:
             ]
             del row["medians"]
             results.append(Result(**row, comparisons=comparisons))
-        return cls(whole["machine"], whole["mode"], whole["load"], results, whole["not_yet"])
+        return cls(whole["machine"], whole["mode"], results, whole["not_yet"])
 
 
 def heading(machine: Mapping[str, Any]) -> Iterator[str]:
@@ -107,6 +105,8 @@ def lines(result: Result) -> Iterator[str]:
             verdict = "reached" if comparison.target.reached(ratio) else "MISSED"
             text += f", to reach {comparison.target}: {verdict}"
         yield text
+    if result.others > BUSY:
+        yield f"  meanwhile, {result.others:.0%} of the processors went to something else"
 
 
 def ending(report: Report) -> Iterator[str]:
@@ -116,11 +116,8 @@ def ending(report: Report) -> Iterator[str]:
         yield f"{name}: not available: {reason}"
     if report.mode == "short":
         yield "This was the short mode: its figures mean nothing."
-    elif report.load > BUSY:
-        yield (
-            f"The machine was busy (load {report.load:.1f}): its figures mean little. Measure again"
-            " when nothing else runs."
-        )
+    elif any(result.others > BUSY for result in report.results):
+        yield "The machine was busy: measure again when nothing else runs on it."
 
 
 def figure(value: float, unit: str) -> str:

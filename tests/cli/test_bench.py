@@ -151,7 +151,7 @@ def test_contestants_take_turns_and_the_first_round_does_not_count() -> None:
     assert "".join(turns) == "abbaabba"
     assert result.samples == {"a": [1, 2, 3], "b": [4, 8, 6]}
     assert result.median("a") == 2
-    assert result.ratio(result.comparisons[0]) == pytest.approx(1 / 3)
+    assert result.ratio(result.comparisons[0]) == 0.25
 
 
 def test_one_that_fails_or_is_missing_has_no_figure() -> None:
@@ -201,7 +201,7 @@ def sample_report() -> Report:
         "account": "root",
         "versions": {"ww": "1"},
     }
-    return Report(machine, "usual", 0.5, [result], {"later": "not yet"})
+    return Report(machine, "usual", [result], {"later": "not yet"})
 
 
 def test_a_result_survives_json_and_is_shown_the_same(tmp_path: Path) -> None:
@@ -222,8 +222,9 @@ def test_a_result_survives_json_and_is_shown_the_same(tmp_path: Path) -> None:
 def test_a_busy_machine_is_told() -> None:
     whole = sample_report()
     assert "busy" not in "\n".join(report.ending(whole))
-    whole.load = report.BUSY + 1
+    whole.results[0].others = report.BUSY + 0.2
     assert "busy" in "\n".join(report.ending(whole))
+    assert "30% of the processors" in "\n".join(report.lines(whole.results[0]))
 
 
 @pytest.mark.parametrize(
