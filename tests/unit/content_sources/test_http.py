@@ -369,7 +369,11 @@ def test_who_is_always_busy_is_asked_three_times(pauses: list[float]) -> None:
     assert pauses == [1, 1]
 
 
-@pytest.mark.parametrize("after", ["11", "999999999999", formatdate(time.time() + 999)])
+@pytest.mark.parametrize(
+    "after",
+    ["11", "999999999999", formatdate(time.time() + 999)],
+    ids=["seconds", "many-seconds", "date"],
+)
 def test_nobody_waits_for_who_is_busy_for_long(after: str) -> None:
     with Stub(busy(9, 503, Retry_After=after)) as server, client(server) as asking:
         with pytest.raises(SourceError, match=r"it answered 503, to be asked again in [0-9]+ s"):

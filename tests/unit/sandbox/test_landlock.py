@@ -462,8 +462,8 @@ def test_a_re_rooted_directory_and_a_file_in_the_whole_jail(
         def cell() -> Any:
             file = os.open(folder / "file", os.O_RDWR)
             here = fd if privileged else mounts.reopen_tree(fd, read_only=mode == "r")
-            root = mounts.make_root({"file": file}, [TARGET], 1 << 20)
-            mounts.attach(root, mounts.make_proc(), {TARGET: here}, 1 << 20)
+            root = mounts.make_root({"file": file}, [TARGET], (), 1 << 20)
+            mounts.attach(root, mounts.make_proc(), {mounts.tree_path(TARGET): here}, 1 << 20)
             mounts.leave_old_root()
             mounts.seal_root()
             fds, scratch = mounts.open_directories([TARGET], 1 << 20)

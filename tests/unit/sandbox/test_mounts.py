@@ -30,6 +30,11 @@ RENAME_EXCHANGE = 2
 libc = ctypes.CDLL(None, use_errno=True)
 
 
+def by_path(trees: Mapping[int, int]) -> dict[str, int]:
+    """Granted directories by the places that they are attached at."""
+    return {mounts.tree_path(target): tree for target, tree in trees.items()}
+
+
 def _call(result: int) -> None:
     if result < 0:
         raise OSError(ctypes.get_errno(), "libc")
@@ -108,7 +113,8 @@ def jailed(
             trees = fds
             if not privileged:
                 trees = {t: mounts.reopen_tree(f, read_only=read_only[t]) for t, f in fds.items()}
-            mounts.attach(mounts.make_root({}, list(fds), scratch), None, trees, scratch)
+            root = mounts.make_root({}, list(fds), (), scratch)
+            mounts.attach(root, None, by_path(trees), scratch)
             mounts.leave_old_root()
             mounts.seal_root()
             return body(*mounts.open_directories(list(fds), scratch))
@@ -479,7 +485,7 @@ def test_many_directories_and_pathlinks_fit_into_the_root() -> None:
         trees = {}
         for target in itertools.islice(targets, 3):
             trees[target] = mounts._make_scratch(4096)
-        mounts.attach(mounts.make_root(links, targets, 4096), None, trees, 4096)
+        mounts.attach(mounts.make_root(links, targets, (), 4096), None, by_path(trees), 4096)
         mounts.leave_old_root()
         mounts.seal_root()
         fds, scratch = mounts.open_directories(targets, 4096)
@@ -679,11 +685,11 @@ def test_a_directory_that_was_read_only_is_not_found_writable(
     assert forked(spawner) == ["directories", "ESTALE"]
 
 
-@pytest.mark.parametrize("make", ["file", "pipe", "socket"])
-def test_what_is_no_directory_is_refused(folder: Path, make: str) -> None:
+@pytest.mark.parametrize("make", ["device", "pipe", "socket"])
+def test_what_is_neither_directory_nor_file_is_refused(make: str) -> None:
     with contextlib.ExitStack() as stack:
-        if make == "file":
-            fd = os.open(folder / "file", os.O_CREAT | os.O_RDWR, 0o600)
+        if make == "device":
+            fd = os.open("/dev/null", os.O_RDWR)
             stack.callback(os.close, fd)
         elif make == "pipe":
             read, fd = os.pipe()
@@ -786,7 +792,7 @@ def test_a_directory_that_the_cells_user_may_not_read_is_named(account_folders: 
         tree = mounts.clone_tree(_open(private), read_only=True)
 
         def cell() -> Any:
-            mounts.attach(mounts.make_root({}, [TARGET], 0), None, {TARGET: tree}, 0)
+            mounts.attach(mounts.make_root({}, [TARGET], (), 0), None, by_path({TARGET: tree}), 0)
             mounts.leave_old_root()
             with pytest.raises(PermissionError) as error:
                 mounts.open_directories([TARGET], 0)
