@@ -118,15 +118,20 @@ class Jail:
             _step("network", network.raise_loopback)
         opened, temporary = _step("directories", mounts.open_directories, targets, scratch)
         if temporary is not None:
-            self.own = self.own._replace(scratch=temporary)
+            self.own = self.own._replace(scratch=self._park(temporary))
         if files:
             modes = {name: grant.mode for name, grant in files.items()}
             granted, directory = _step("files", mounts.open_files, modes)
-            self.own = self.own._replace(files=directory)
+            self.own = self.own._replace(files=self._park(directory))
             present.update({grant: granted[name] for name, grant in files.items()})
         present.update({grant: opened[grant.target] for grant in plan.directories})
         _step("session", session.rename_host)
         _step("session", session.leave_keyring)
+
+    def _park(self, fd: int) -> int:
+        """Move one of ww's own descriptors to a number that no grant has, and return that."""
+        targets = {grant.target for grant in self.plan.grants}
+        return _step("descriptors", descriptors.park, (fd,), targets, self.own.listing)[0]
 
     def _leave_files(self) -> None:
         """Get an empty root and unprivileged ids, where the machine gives no namespaces to root."""

@@ -285,8 +285,11 @@ class Response:
 
     def discard(self) -> None:
         """Close the answer, whose body nobody wants, and keep the connection if that is cheap."""
-        with contextlib.suppress(SourceError):
-            self.read(_DISCARDED)
+        # What does not say how long it is could go on for as long as it likes.
+        if self._answer.length is not None:
+            with contextlib.suppress(SourceError):
+                self.read(_DISCARDED)
+        self.close()
 
     def close(self) -> None:
         """Take no more of it."""

@@ -201,8 +201,8 @@ class Calls:
     # Sockets
 
     def sock_accept(self, slot: int, flags: int, result: int) -> None:
-        self._memory.view(result, 4)  # a bad pointer must not cost a connection
         target = self._socket(slot)
+        self._memory.view(result, 4)  # a bad pointer must not cost a connection
         self._need_room()
         self._memory.put_u32(result, self._add_opened(target.accept(flags)))
 
@@ -231,6 +231,7 @@ class Calls:
         self._memory.view(result, abi.PRESTAT.size)[:] = abi.PRESTAT.pack(0, len(name))
 
     def fd_prestat_dir_name(self, slot: int, address: int, size: int) -> None:
+        self._directory(slot)
         name = self._preopened(slot)
         if size < len(name):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))

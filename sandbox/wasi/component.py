@@ -49,8 +49,7 @@ def run(engine: wasmtime.Engine, store: wasmtime.Store, inside: Inside) -> Outco
     Raises:
         Stale: If its compiled form cannot be loaded.
         Rejected: If it is no command, or imports what is not offered.
-        wasmtime.Trap: If it did not return.
-        wasmtime.WasmtimeError: Likewise, or there is no memory for it.
+        MemoryError: If there is no memory for it.
     """
     os.environ.update(_THREADS)
     try:
@@ -65,11 +64,15 @@ def run(engine: wasmtime.Engine, store: wasmtime.Store, inside: Inside) -> Outco
     store.set_wasi(config)
     try:
         return _run(engine, store, loaded, trap_unknown=inside.plan.trap_unknown)
-    except (wasmtime.Trap, wasmtime.WasmtimeError, Rejected):
+    except (wasmtime.WasmtimeError, Rejected) as error:
         # The engine tells no codes of a component's traps.
         if inside.plan.limits.fuel is not None and not store.get_fuel():
             return limit("fuel")
-        raise
+        if isinstance(error, Rejected):
+            raise
+        if _lacks_memory(error):
+            raise MemoryError from error
+        return Outcome("trap", what=str(error))
 
 
 def _run(
@@ -79,17 +82,20 @@ def _run(
     *,
     trap_unknown: bool,
 ) -> Outcome:
-    """Link and run a component; see :func:`run`."""
+    """Link and run a component; see :func:`run`.
+
+    Raises:
+        Rejected: As :func:`run`.
+        wasmtime.WasmtimeError: If it did not return, or there is no memory for it.
+    """
     linker = component.Linker(engine)
     linker.add_wasip2()
     try:
         if trap_unknown:
             linker.define_unknown_imports_as_traps(loaded)
         instance = linker.instantiate(store, loaded)
-    except wasmtime.Trap:
-        raise
     except wasmtime.WasmtimeError as error:
-        if lacks_memory(error):
+        if _lacks_memory(error):
             raise
         raise Rejected(first_cause(error)) from error
     interface = instance.get_export_index(store, _RUN)
@@ -97,11 +103,27 @@ def _run(
     function = start and instance.get_func(store, start)
     if not function:
         raise Rejected("it exports no interface 'wasi:cli/run': it is not a command")
+    kind = function.type(store)
+    result_type = kind.result
+    plain = isinstance(result_type, component.ResultType) and not (
+        result_type.ok or result_type.err
+    )
+    if kind.params or not plain:
+        raise Rejected("its 'run' takes parameters, or does not return a plain result")
     try:
         result = function(store)
     except wasmtime.ExitTrap as end:
         return Outcome("exit", end.code & 0xFF)
     return Outcome("exit", _code(result))
+
+
+def _lacks_memory(error: wasmtime.WasmtimeError) -> bool:
+    """Tell whether the engine failed for want of the host's memory.
+
+    By the cause alone, which comes last: lines before it hold names that the component chose.
+    """
+    cause = str(error).rstrip().rpartition("\n")[2]
+    return lacks_memory(wasmtime.WasmtimeError(cause))
 
 
 def _code(result: object) -> int:

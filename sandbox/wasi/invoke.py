@@ -6,6 +6,7 @@ that the function has, and its results are written as lines, as the engine's own
 """
 
 import ctypes
+import math
 import re
 from typing import Any
 
@@ -19,9 +20,17 @@ from sandbox.wasi.directory import BaseDirectory
 from sandbox.wasi.failures import Rejected
 from sandbox.wasi.files import File
 
-_INTEGER = re.compile(r"-?(0x[0-9a-fA-F]+|[0-9]+)")
+_INTEGER = re.compile(r"[-+]?(0[xX][0-9a-fA-F]+|[0-9]+)")
+_FLOAT = re.compile(
+    r"[-+]?(0x([0-9a-f]+\.?[0-9a-f]*|\.[0-9a-f]+)(p[-+]?[0-9]+)?"
+    r"|([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?|inf|infinity|nan)",
+    re.IGNORECASE,
+)
+# More than any number of 64 bits has; Python would not read any number of digits.
+_MOST_DIGITS = 100
 _BITS = {"i32": 32, "i64": 64}
 _FLOATS = ("f32", "f64")
+_OTHER = "not a number"
 
 
 def exported(store: wasmtime.Store, instance: wasmtime.Instance, name: str) -> AsExtern | None:
@@ -57,7 +66,7 @@ def call(store: wasmtime.Store, cell: wasmtime.Instance, plan: Plan) -> list[int
     function = exported(store, cell, name)
     if not isinstance(function, wasmtime.Func):
         raise Rejected(f"it exports no function '{name}'")
-    kinds = [str(kind) for kind in function.type(store).params]
+    kinds = [_name(kind) for kind in function.type(store).params]
     if not kinds:
         texts = ()  # then they are for WASI only, as a program's are
     if len(kinds) != len(texts):
@@ -67,11 +76,13 @@ def call(store: wasmtime.Store, cell: wasmtime.Instance, plan: Plan) -> list[int
         _argument(f"argument {number} of '{name}'", kind, text)
         for number, (kind, text) in enumerate(zip(kinds, texts, strict=True), 1)
     ]
-    returned = [str(kind) for kind in function.type(store).results]
-    if not {*returned} <= {*_BITS, *_FLOATS}:
-        raise Rejected(f"its '{name}' returns {', '.join(returned)}, and only numbers can be shown")
+    if _OTHER in [_name(kind) for kind in function.type(store).results]:
+        raise Rejected(f"its '{name}' returns what is not a number, and cannot be shown")
     initialise = exported(store, cell, "_initialize")
     if isinstance(initialise, wasmtime.Func) and name != "_initialize":
+        signature = initialise.type(store)
+        if signature.params or signature.results:
+            raise Rejected("its '_initialize' takes parameters or returns results")
         initialise(store)
     result: Any = function(store, *arguments)
     if result is None:
@@ -79,24 +90,43 @@ def call(store: wasmtime.Store, cell: wasmtime.Instance, plan: Plan) -> list[int
     return list(result) if isinstance(result, (list, tuple)) else [result]
 
 
+def _name(kind: wasmtime.ValType) -> str:
+    """Return what a type of number is called; another is not told apart.
+
+    Types are compared, because the engine aborts when it is asked what the newer ones are.
+    """
+    for name in (*_BITS, *_FLOATS):
+        number: wasmtime.ValType = getattr(wasmtime.ValType, name)()
+        if _ffi.wasmtime_wasm_valtype_equal(kind.ptr(), number.ptr()):
+            return name
+    return _OTHER
+
+
 def _argument(where: str, kind: str, text: str) -> int | float:
-    """Read one argument; an integer may be written with or without a sign, or as hexadecimal.
+    """Read one argument, with or without a sign, decimal or hexadecimal, as C writes numbers.
 
     Raises:
         Rejected: If it is none of its type.
     """
-    if kind in _BITS and _INTEGER.fullmatch(text):
-        value, bits = int(text, 0 if "x" in text else 10), _BITS[kind]
+    if kind in _BITS and len(text) <= _MOST_DIGITS and _INTEGER.fullmatch(text):
+        value, bits = int(text, 16 if "x" in text.lower() else 10), _BITS[kind]
         if -(1 << bits - 1) <= value < 1 << bits:
             return value - (1 << bits) if value >> bits - 1 > 0 else value
-    elif kind in _FLOATS:
-        try:
-            return float(text)
-        except ValueError:
-            pass
-    elif kind not in _BITS:
-        raise Rejected(f"{where} is a {kind}, which cannot be written")
+    elif kind in _FLOATS and _FLOAT.fullmatch(text):
+        return _float(text)
+    elif kind == _OTHER:
+        raise Rejected(f"{where} is not a number, and cannot be written")
     raise Rejected(f"{where} is no {kind}: '{text}'")
+
+
+def _float(text: str) -> float:
+    """Return the number that a text is; infinity for one that is too large, as strtod(3) does."""
+    if "x" not in text.lower():
+        return float(text)
+    try:
+        return float.fromhex(text)
+    except OverflowError:
+        return -math.inf if text.startswith("-") else math.inf
 
 
 def show(results: list[int | float], stdout: File | BaseDirectory | None) -> None:

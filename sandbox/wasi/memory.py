@@ -79,7 +79,9 @@ class GuestMemory:
             return [self._view[base:end]]
         if count > abi.IOV_MAX:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        buffers = []
+        buffers: list[memoryview] = []
+        if not count:
+            return buffers  # then the address does not matter, as to readv(2)
         for base, size in _VECTOR.iter_unpack(self.view(address, 8 * count)):
             end = base + size
             if end > self._size:

@@ -220,9 +220,11 @@ class Directory(BaseDirectory):
             raise WasiError(abi.ENOTCAPABLE)
         with _walk(self.fd, path, follow=follow and not exclusive) as place:
             state = place.state()
+            if creates and place.must_be_directory and place.name is not None:
+                raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
             if state is not None and exclusive:
                 raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
-            if creates and (place.name is None or place.must_be_directory):
+            if creates and place.name is None:
                 raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
             if state is None:
                 if not creates:

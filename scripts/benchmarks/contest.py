@@ -85,7 +85,7 @@ class Result:
         samples: The figures of each contestant, one for each round.
         absent: Why the others have none.
         failed: Those of ``absent`` that were there, and failed.
-        others: The share of the processors that was used by everything else meanwhile.
+        others: The share of the processors that something else used before and after it.
         comparisons: Whose figures are compared.
     """
 

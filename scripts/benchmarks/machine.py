@@ -10,6 +10,9 @@ from pathlib import Path
 
 from scripts.benchmarks.peers import Peers
 
+# Seconds: until the kernel has cleared up after jails, and of looking.
+_SETTLE, _LOOK = 0.3, 0.5
+
 
 def describe(repo: Path, peers: Peers) -> dict[str, object]:
     """Return the date, the machine, and the version of all that takes part.
@@ -34,21 +37,16 @@ def describe(repo: Path, peers: Peers) -> dict[str, object]:
     }
 
 
-class Others:
-    """How much of the processors everything else on the machine uses, since this was made.
+def others() -> float:
+    """Return the share of the processors that are busy while this program does nothing.
 
-    It is right only while no child of this process runs, or is still to be waited for.
+    It is looked at for a moment only, and the processors' time is not told apart by who used it:
+    much of what a peer uses ends up with the machine's first process.
     """
-
-    def __init__(self) -> None:
-        self._begun = time.monotonic()
-        self._busy = _busy() - _own()
-
-    def share(self) -> float:
-        """Return the share, from 0 to 1; what the kernel does in its own threads is part of it."""
-        elapsed = time.monotonic() - self._begun
-        used = _busy() - _own() - self._busy
-        return max(0.0, used / (elapsed * (os.cpu_count() or 1)))
+    time.sleep(_SETTLE)
+    begun, busy = time.monotonic(), _busy()
+    time.sleep(_LOOK)
+    return (_busy() - busy) / ((time.monotonic() - begun) * (os.cpu_count() or 1))
 
 
 def _busy() -> float:
@@ -57,11 +55,6 @@ def _busy() -> float:
         user, nice, system, _idle, _waiting, irq, softirq, steal, *_ = file.readline().split()[1:]
     ticks = sum(map(int, (user, nice, system, irq, softirq, steal)))
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _own() -> float:
-    """Return the seconds that this process has used, and those children that have ended."""
-    return sum(os.times()[:4])
 
 
 def _cpu() -> str:

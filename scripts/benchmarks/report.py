@@ -12,8 +12,7 @@ _SCALES = {
     "B": ((float(1 << 20), "MiB"), (float(1 << 10), "KiB"), (1.0, "B")),
     "1/s": ((1.0, "/s"),),
 }
-# The share of the processors that others may use. The kernel itself, which clears up after jails in
-# threads of its own, needs some.
+# The share of the processors that may be in use by others.
 BUSY = 0.1
 
 
@@ -106,7 +105,7 @@ def lines(result: Result) -> Iterator[str]:
             text += f", to reach {comparison.target}: {verdict}"
         yield text
     if result.others > BUSY:
-        yield f"  meanwhile, {result.others:.0%} of the processors went to something else"
+        yield f"  before or after it, {result.others:.0%} of the processors were otherwise busy"
 
 
 def ending(report: Report) -> Iterator[str]:
@@ -145,23 +144,29 @@ def plot(report: Report, path: str) -> None:
             ratio = result.ratio(comparison)
             if ratio is not None and comparison.target is not None:
                 label = f"{result.row}: {comparison.ours} / {comparison.peer}"
+                if comparison.target.least:
+                    label += " (more is better)"
                 bars.append((label, ratio, comparison.target))
     bars.reverse()
     figure_, axes = pyplot.subplots(figsize=(10, 1.2 + 0.34 * len(bars)), layout="constrained")
     places: Sequence[int] = range(len(bars))
     colours = ["#3a7d44" if target.reached(ratio) else "#b5523b" for _, ratio, target in bars]
-    axes.barh(places, [ratio for _, ratio, _ in bars], color=colours, height=0.6)
+    # From 1, where both sides are equal, to either side.
+    axes.barh(places, [ratio - 1 for _, ratio, _ in bars], left=1, color=colours, height=0.6)
     axes.plot([target.bound for *_, target in bars], places, "k|", markersize=14, label="to reach")
     axes.set_yticks(places, [label for label, *_ in bars], fontsize=8)
     axes.set_xscale("log")
     axes.axvline(1, color="grey", linewidth=0.8)
     for place, (_, ratio, _) in zip(places, bars, strict=True):
-        axes.annotate(f" {ratio:.2f}", (ratio, place), va="center", fontsize=8)
+        axes.annotate(f" {ratio:.2f}", (max(ratio, 1), place), va="center", fontsize=8)
     machine = report.machine
     axes.set_title(
         f"ours / peer. {machine['date']}, {machine['kernel']}, "
         f"{machine['processors']} x {machine['cpu']}",
         fontsize=9,
     )
-    axes.legend(loc="lower right", fontsize=8)
+    values = [value for _, ratio, target in bars for value in (1, ratio, target.bound)]
+    axes.set_xlim(min(values) / 1.3, max(values) * 1.4)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.legend(loc="lower left", fontsize=8)
     figure_.savefig(path, dpi=110)

@@ -36,7 +36,7 @@ from runner.content.cid import DAG_PB, Cid
 from tests.conftest import BUILD, EXAMPLES, PACKAGES, cannot_run, need_command
 
 SCRIPTS = Path(__file__).with_name("peers")
-INSTALLED = Path(os.environ.get("WW_TEST_PEERS", BUILD / "test-peers"))
+INSTALLED = Path(os.environ.get("WW_TEST_NPM", BUILD / "npm")) / "tests" / "content" / "peers"
 
 PATIENCE = 60
 """Seconds for an answer of a peer; only one that hangs reaches them."""

@@ -272,12 +272,12 @@ def after_freezing(listing):
     kept.append(both(read(before)))
     kept.append(before)
 
-def before_sealing(self):
+def before_sealing(self, also=()):
     maps = kept.pop()
     kept.append(both(read(maps)))
     os.close(maps)
     print(*kept, sep="\\n", flush=True)
-    seal(self)
+    seal(self, also)
 
 code.freeze = after_freezing
 jail.Jail.seal = before_sealing

@@ -6,14 +6,19 @@ opened by its name from a directory, and pipes as stdin and stdout.
 
 from __future__ import annotations
 
+import json
 import os
+import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tests.conftest import BuildFunction, Ww
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from tests.conftest import REPO, BuildFunction, Ww
 from tests.wasi.remote_cell import (
     ALL_RIGHTS,
     APPEND,
@@ -21,17 +26,25 @@ from tests.wasi.remote_cell import (
     ATIM_NOW,
     CREAT,
     DIRECTORY,
+    EBADF,
+    EFAULT,
+    EINVAL,
+    ENOTCAPABLE,
+    ENOTDIR,
+    ESPIPE,
     EV_READ,
     EV_WRITE,
     EXCL,
     MTIM,
     MTIM_NOW,
     NONBLOCK,
+    OK,
     SEEK_CUR,
     SEEK_END,
     SEEK_SET,
     SYNC,
     Clock,
+    Errno,
     R,
     Ready,
     Remote,
@@ -39,6 +52,24 @@ from tests.wasi.remote_cell import (
     W,
     give_to_the_cell,
     remote,
+)
+from tests.wasi.sequences import (
+    BUFFER,
+    FILESTAT,
+    IOV_MAX,
+    RESULT,
+    VECTORS,
+    At,
+    Beyond,
+    Laid,
+    Outcome,
+    Step,
+    crowd,
+    open_step,
+    poll_step,
+    read_step,
+    steps,
+    write_step,
 )
 
 CONTENT = b"0123456789abcdefghijklmnopqrstuvwxyz"
@@ -67,9 +98,9 @@ except wasmtime.ExitTrap as end:
     sys.exit(end.code)
 """
 
-Step = Callable[[Remote], Any]
+Call = Callable[[Remote], Any]
 # In order, on one file: /f is opened first and is 4 under both.
-STEPS: dict[str, Step] = {
+STEPS: dict[str, Call] = {
     "path_open": lambda cell: cell.open("f", ALL_RIGHTS),
     "path_open of nothing": lambda cell: cell.open("nothing"),
     "path_open O_CREAT|O_EXCL": lambda cell: cell.open("f", R | W, oflags=CREAT | EXCL),
@@ -390,3 +421,316 @@ def test_pipes_as_stdio_behave_as_under_the_engine(
             answers[name] = lines[: len(step)]
             del lines[: len(step)]
     compare(ours, theirs, PIPE_DIFFERENCES)
+
+
+# --- any calls in any order -----------------------------------------------------------------------
+
+
+class Difference(NamedTuple):
+    """Where the two are meant to differ in a call, with what a step and both outcomes are like.
+
+    If `ends`, they are in different states afterwards, and are not compared any further.
+    """
+
+    reason: str
+    applies: Callable[[Step, Outcome, Outcome], bool]
+    ends: bool = False
+
+
+def several(step: Step) -> bool:
+    return sum(size > 0 for _, size in step.vectors) > 1
+
+
+def leads_out(step: Step) -> bool:
+    """Whether an address leads out of the memory, or may do so."""
+    numbers = (*step.parameters, *(address for address, _ in step.vectors))
+    return any(isinstance(number, Beyond) for number in numbers)
+
+
+def refused(*errnos: int) -> tuple[Outcome, ...]:
+    return tuple((errno,) for errno in errnos)
+
+
+def errors(step: Step, outcome: Outcome) -> set[int]:
+    """The errors among the events of a poll; none of any other call."""
+    told = step.name == "poll_oneoff" and outcome[0] == OK
+    return {event[1] for event in events(outcome)} if told else set()
+
+
+def events(outcome: Outcome) -> set[tuple[int, ...]]:
+    """The events of a poll, without how much there is and in what state."""
+    _, count, raw = outcome
+    assert isinstance(count, tuple)
+    assert isinstance(raw, bytes)
+    return {struct.unpack_from("<QHB", raw, 32 * index) for index in range(count[0])}
+
+
+ANYWHERE = {
+    "pointers": Difference(
+        "a pointer that leads out of the memory is EFAULT, or another error if that is looked for"
+        " first; the engine ends the cell, or never looks",
+        lambda step, ours, theirs: (
+            leads_out(step) and (ours == (EFAULT,) or OK not in (ours[0], theirs[0]))
+        ),
+        ends=True,
+    ),
+    "all vectors": Difference(
+        _WHOLE,
+        lambda step, ours, theirs: several(step) and (ours[0], theirs[0]) == (OK, OK),
+        ends=True,
+    ),
+    "too many vectors": Difference(
+        "more vectors than IOV_MAX are EINVAL, as readv(2) says; the engine reads into the first,"
+        " or looks for another mistake before",
+        lambda step, ours, theirs: len(step.vectors) > IOV_MAX and ours == (EINVAL,),
+        ends=True,
+    ),
+    "no directory": Difference(
+        _NOT_A_DIRECTORY,
+        lambda step, ours, theirs: (
+            step.name == "fd_readdir" and (ours, theirs) == refused(ENOTDIR, EBADF)
+        ),
+    ),
+    "times": Difference(
+        "of two mistakes the descriptor is looked at first; in the engine the flags are",
+        lambda step, ours, theirs: (
+            step.name == "fd_filestat_set_times" and (ours, theirs) == refused(EBADF, EINVAL)
+        ),
+    ),
+    "poll of a closed number": Difference(
+        "an event of its own, so that the others are told as well; the engine refuses it all",
+        lambda step, ours, theirs: (
+            step.name == "poll_oneoff" and ours[0] == OK and theirs == (EBADF,)
+        ),
+    ),
+    "poll": Difference(
+        "all that are due are told, as poll(2) does, and how much can be read, as FIONREAD does;"
+        " the engine stops at the first, makes up a 1, and calls the end of a file a hangup",
+        lambda step, ours, theirs: (
+            step.name == "poll_oneoff"
+            and (ours[0], theirs[0]) == (OK, OK)
+            and events(theirs) <= events(ours)
+        ),
+    ),
+}
+WITH_FILES = {
+    **ANYWHERE,
+    "rights": Difference(
+        "rights can be given up; the engine has none",
+        lambda step, ours, theirs: (
+            step.name == "fd_fdstat_set_rights"
+            and (ours, theirs) == refused(ENOTCAPABLE, Errno.NOTSUP)
+        ),
+    ),
+    "allocate": Difference(
+        "the engine does not have it any more",
+        lambda step, ours, theirs: step.name == "fd_allocate" and theirs == (Errno.NOTSUP,),
+        ends=True,
+    ),
+    "missing right": Difference(
+        "what is opened without a right does not have it; the engine has no rights",
+        lambda step, ours, theirs: (
+            theirs != ("died",) and (ours == (ENOTCAPABLE,) or ENOTCAPABLE in errors(step, ours))
+        ),
+        ends=True,
+    ),
+}
+
+
+WITH_PIPES = {
+    **ANYWHERE,
+    "missing right": Difference(
+        _MISSING_RIGHT + "; the engine says EBADF of what is no file",
+        lambda step, ours, theirs: ours == (ENOTCAPABLE,) and theirs in refused(EBADF, EINVAL),
+    ),
+    "no position": Difference(
+        _NO_POSITION,
+        lambda step, ours, theirs: (ours, theirs) == refused(ESPIPE, EBADF),
+    ),
+    "filestat": Difference(
+        "one link, as fstat(2) says; the engine makes up a file of no links",
+        lambda step, ours, theirs: (
+            step.name == "fd_filestat_get" and (ours[0], theirs[0]) == (OK, OK)
+        ),
+    ),
+    "flags": Difference(
+        "a pipe has flags that can be set, as fcntl(2) does it; the engine's have none",
+        lambda step, ours, theirs: (
+            step.name == "fd_fdstat_set_flags"
+            and ours in refused(OK, EINVAL)
+            and theirs == (EBADF,)
+        ),
+    ),
+    "read of nothing": Difference(
+        "to read nothing is no error, as in readv(2)",
+        lambda step, ours, theirs: (
+            step.name == "fd_read" and ours[:2] == (OK, (0,)) and theirs == (Errno.INTR,)
+        ),
+    ),
+}
+
+
+class Twin:
+    """The process that runs the same commands under both hosts; see tests/wasi/twin.py."""
+
+    # So long are the commands of every request, together: how long they are decides how large
+    # the cell's memory is, and so where it ends.
+    COMMANDS, LENGTH = 120, 150_000
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        said = self.ask("pipes", ["scratch", "memory"])["ours"]["said"]
+        self.scratch = int(said[0].split()[1])
+        self.end = int(said[1].split()[1])
+
+    def ask(
+        self, what: str, commands: list[str], *, before: Sequence[str] = (), text: str = ""
+    ) -> dict[str, Any]:
+        last = "memory"
+        padded = [*commands, *[last] * (self.COMMANDS - len(before) - len(commands))]
+        assert len(padded) + len(before) == self.COMMANDS
+        padded[-1] += " " * (self.LENGTH - sum(map(len, (*before, *padded))))
+        request = {
+            "what": what,
+            "commands": padded,
+            "before": before,
+            "input": text,
+            "read": True,
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{json.dumps(request)}\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+
+@pytest.fixture(scope="module")
+def twin(c_cell: BuildFunction, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twin]:
+    folder = tmp_path_factory.mktemp("twin") / "files"
+    folder.mkdir()
+    command = [sys.executable, "-m", "tests.wasi.twin", str(c_cell("remote")), str(folder)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPO
+    ) as process:
+        yield Twin(process)
+
+
+def compare_sequence(
+    twin: Twin,
+    what: str,
+    sequence: list[Step],
+    differences: dict[str, Difference],
+    seen: set[str],
+) -> None:
+    """Nothing differs that is not listed; `seen` gets the names of what did."""
+    before = []
+    if what == "files":
+        for name in "fg":
+            before.append(f"poke {twin.scratch} {name.encode().hex()}")
+            numbers = f"{twin.scratch} 1 0 {ALL_RIGHTS} 0 0 {twin.scratch + 8}"
+            before.append(f"call path_open 3 1 {numbers}")
+    commands = [step.commands(twin.scratch, twin.end) for step in sequence]
+    flat = [command for group in commands for command in group]
+    text = CONTENT.decode()
+    answer = twin.ask(what, flat, before=before, text=text)
+    ours, theirs = answer["ours"]["said"], answer["theirs"]["said"]
+    at = 0
+    done = []
+    for step, group in zip(sequence, commands, strict=True):
+        here = slice(at, at + len(group))
+        at += len(group)
+        mine, its = step.outcome(ours[here]), step.outcome(theirs[here])
+        done.append(f"{step} -> {mine[:2]}")
+        if mine == its:
+            continue
+        assert mine != ("died",), (ours[-1], done)
+        names = [name for name, item in differences.items() if item.applies(step, mine, its)]
+        assert names, ("not listed", done, f"ww: {mine}", f"wasmtime: {its}")
+        seen |= set(names[:1])
+        if differences[names[0]].ends:
+            return
+    for part in ("code", "written", "files"):
+        assert answer["ours"][part] == answer["theirs"][part], (part, done)
+
+
+def seen_in(twin: Twin, what: str, differences: dict[str, Difference]) -> dict[str, bool]:
+    """Whether each listed difference is one still, in a sequence that must show it."""
+    told = {}
+    for name in differences:
+        seen: set[str] = set()
+        compare_sequence(twin, what, EXAMPLES[what][name], differences, seen)
+        told[name] = name in seen
+    return told
+
+
+TWO: Laid = ((At(BUFFER), 3), (At(BUFFER + 3), 3))
+EXAMPLES: dict[str, dict[str, list[Step]]] = {
+    "files": {
+        "pointers": [Step("fd_tell", (4, Beyond(4)), layout="<Q")],
+        "all vectors": [read_step("fd_read", (4, At(VECTORS), 2, At(RESULT)), TWO)],
+        "too many vectors": [
+            read_step("fd_read", (4, At(VECTORS), IOV_MAX + 1, At(RESULT)), crowd(IOV_MAX + 1))
+        ],
+        "no directory": [Step("fd_readdir", (4, At(BUFFER), 64, 0, At(RESULT)), layout="<I")],
+        "rights": [Step("fd_fdstat_set_rights", (4, ALL_RIGHTS, ALL_RIGHTS))],
+        "times": [Step("fd_filestat_set_times", (99, 0, 0, ATIM | ATIM_NOW))],
+        "poll of a closed number": [poll_step(Ready(1, EV_READ, 99), Ready(2, EV_READ, 4))],
+        "poll": [poll_step(Ready(1, EV_READ, 4), Ready(2, EV_WRITE, 4), Clock(3, 0))],
+        "allocate": [Step("fd_allocate", (4, 0, 1))],
+        "missing right": [open_step(3, b"f", R), Step("fd_advise", (6, 0, 0, 0))],
+    },
+    "pipes": {
+        "pointers": [Step("fd_fdstat_get", (0, Beyond(4)), layout="<BxH4xQQ")],
+        "all vectors": [write_step("fd_write", (1, At(VECTORS), 2, At(RESULT)), TWO)],
+        "too many vectors": [
+            read_step("fd_read", (0, At(VECTORS), IOV_MAX + 1, At(RESULT)), crowd(IOV_MAX + 1))
+        ],
+        "no directory": [Step("fd_readdir", (0, At(BUFFER), 64, 0, At(RESULT)), layout="<I")],
+        "times": [Step("fd_filestat_set_times", (99, 0, 0, ATIM | ATIM_NOW))],
+        "poll of a closed number": [poll_step(Ready(1, EV_READ, 99), Ready(2, EV_READ, 0))],
+        "poll": [poll_step(Ready(1, EV_WRITE, 1), Clock(3, 0), Clock(4, 0))],
+        "missing right": [Step("fd_sync", (1,))],
+        "no position": [Step("fd_advise", (0, 0, 0, 0))],
+        "filestat": [Step("fd_filestat_get", (0, At(RESULT)), layout=FILESTAT)],
+        "flags": [Step("fd_fdstat_set_flags", (1, 0))],
+        "read of nothing": [read_step("fd_read", (0, At(VECTORS), 0, At(RESULT)), ())],
+    },
+}
+
+
+@pytest.mark.parametrize(("what", "differences"), [("files", WITH_FILES), ("pipes", WITH_PIPES)])
+def test_what_is_listed_as_different_is(
+    twin: Twin, what: str, differences: dict[str, Difference]
+) -> None:
+    assert seen_in(twin, what, differences) == dict.fromkeys(differences, True)
+
+
+DRAWN = settings(
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def test_any_calls_on_files_do_what_they_do_under_the_engine(twin: Twin) -> None:
+    """On 4 and 5, which are open, 6 and 7, which may get open, and 99, which does not."""
+
+    @settings(DRAWN, max_examples=250)
+    @given(steps(fds=[4, 4, 5, 6, 7, 99], folder=3))
+    def same(sequence: list[Step]) -> None:
+        compare_sequence(twin, "files", sequence, WITH_FILES, set())
+
+    same()
+
+
+def test_any_calls_on_pipes_do_what_they_do_under_the_engine(twin: Twin) -> None:
+    """On 0, a pipe whose writer has left, and 1, one that is read; the engine knows no others."""
+
+    @settings(DRAWN, max_examples=120)
+    @given(steps(fds=[0, 0, 1, 1, 7], folder=None))
+    def same(sequence: list[Step]) -> None:
+        compare_sequence(twin, "pipes", sequence, WITH_PIPES, set())
+
+    same()

@@ -1,4 +1,4 @@
-"""Runs the remote cell twice, under the engine's own WASI and under this host, for one request each.
+"""Runs the remote cell under the engine's own WASI and under this host, with the same commands.
 
     python -m tests.wasi.twin REMOTE.WASM FOLDER
 
@@ -15,10 +15,10 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,8 @@ class Twins:
         before: Sequence[str],
     ) -> dict[str, Any]:
         files = request["what"] == "files"
-        for path in self.folder.iterdir():
-            path.unlink()
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
         if files:
             for name in NAMES:
                 (self.folder / name).write_bytes(request["input"].encode())
@@ -117,8 +117,10 @@ class Twins:
                 os.closerange(3, 200)
                 argv = ["remote", "-", str(ANSWERS), *before, *request["commands"]]
                 code = run(argv, files)
-            except BaseException:
-                traceback.print_exc()
+            except BaseException as error:
+                # Behind the last answer: which call it was is known by that.
+                cause = " ".join(str(error).split())
+                os.write(ANSWERS, f"died {type(error).__name__} {cause}\n".encode())
                 code = 70
             finally:
                 os._exit(code)
@@ -136,16 +138,24 @@ class Twins:
             "code": os.waitstatus_to_exitcode(status),
             "said": said[len(before) :],
             "written": written.decode(),
-            "files": {
-                path.name: path.read_bytes().hex() for path in sorted(self.folder.iterdir())
-            },
+            "files": {path.name: look(path) for path in sorted(self.folder.iterdir())},
         }
+
+
+def look(path: Path) -> str:
+    """What is at a path; of a file its size and how it begins, for it may have huge holes."""
+    if path.is_symlink():
+        return f"-> {path.readlink()}"
+    if path.is_dir():
+        return f"directory of {[entry.name for entry in path.iterdir()]}"
+    with path.open("rb") as file:
+        return f"{path.stat().st_size} {file.read(256).hex()}"
 
 
 def read_all(fd: int, child: int) -> bytes:
     """All that a child writes, which ends it if that takes too long."""
     deadline = time.monotonic() + PATIENCE
-    parts = []
+    parts: list[bytes] = []
     while True:
         if not select.select([fd], [], [], deadline - time.monotonic())[0]:
             os.kill(child, signal.SIGKILL)

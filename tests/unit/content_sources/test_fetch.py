@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -361,7 +362,7 @@ def test_who_has_no_stream_of_a_path_is_asked_for_its_blocks_and_then_for_a_stre
     root = put_directory(content.store, [("file", content.root)])
 
     class Node(MemorySource):
-        def car(self, path: ContentPath, *, everything: bool = False) -> object:
+        def car(self, path: ContentPath, *, everything: bool = False) -> Any:
             stream = super().car(path, everything=everything)
             return None if path.names else stream
 
@@ -463,18 +464,18 @@ def test_a_stream_of_something_else_is_not_waited_for(tmp_path: Path, content: C
             over.set()
 
     class Slow(MemorySource):
-        def car(self, path: ContentPath, *, everything: bool = False) -> object:
+        def car(self, path: ContentPath, *, everything: bool = False) -> Any:
             return Joined(super().car(path, everything=everything))
 
     class Joined:
         """The root, and then nothing for a long time."""
 
-        def __init__(self, first: object) -> None:
+        def __init__(self, first: Any) -> None:
             self.parts = [first, Endless()]
 
         def read(self, size: int, /) -> bytes:
             while True:
-                data: bytes = self.parts[0].read(size)  # type: ignore[attr-defined]
+                data: bytes = self.parts[0].read(size)
                 if data:
                     return data
                 self.parts.pop(0)
@@ -567,9 +568,6 @@ def test_a_store_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         blocks.get(CID)
     assert caught.value.code == EXIT_FAILURE
     assert os.path.isfile(home)
-
-
-Question = Callable[[Source], bytes | None]
 
 
 def test_a_path_that_leads_nowhere_is_told_before_anything_is_read(

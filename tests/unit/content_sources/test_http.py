@@ -106,7 +106,7 @@ def test_an_answer_that_is_not_read_to_its_end_costs_its_connection() -> None:
         stream = asking.request("GET", "/").stream()
         assert stream.read(10) == b"x" * 10
         stream.close()
-        assert stream.read(10_000_000) in (b"", b"x" * (http._BUFFER - 10))
+        assert len(stream.read(1_000_000)) < http._BUFFER
         assert len(asking.request("GET", "/").read(1_000_000)) == 1_000_000
     assert len({asked.connection for asked in server.asked}) == 2
 

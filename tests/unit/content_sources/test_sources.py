@@ -14,7 +14,7 @@ import pytest
 
 from runner.cells import FetchOptions
 from runner.content.cid import RAW, Cid
-from runner.content.http import Limits
+from runner.content.http import Client, Limits
 from runner.content.source import ENTRY_POINTS, Source
 from runner.content.sources import make_sources, open_content
 from runner.errors import EXIT_NOT_FOUND, EXIT_USAGE, WwError
@@ -159,20 +159,16 @@ def test_what_is_malformed_is_wrong_usage(
 
 def test_the_time_that_a_source_may_take_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Limits] = []
-    monkeypatch.setattr(
-        "runner.content.kubo.Client", lambda *_, limits, **__: seen.append(limits) or Closed(limits)
-    )
+
+    class Noting(Client):
+        def __init__(self, *args: Any, limits: Limits, **options: Any) -> None:
+            seen.append(limits)
+            super().__init__(*args, limits=limits, **options)
+
+    monkeypatch.setattr("runner.content.kubo.Client", Noting)
     made({"WW_FETCH_TIMEOUT": "2m"})
     made({})
     assert seen == [Limits(idle=120), Limits()]
-
-
-class Closed:
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-
-    def close(self) -> None:
-        pass
 
 
 # --- sources of other packages -------------------------------------------------------------------
