@@ -14,6 +14,7 @@ from tests.conftest import BUILD, EXAMPLES, REPO, need_command
 
 SCRIPTS = [
     ".ci/run",
+    "scripts/bench",
     "scripts/build-cells",
     "scripts/install",
     "scripts/setup-common.sh",
