@@ -4,6 +4,7 @@ The sandbox gives it 0, 1 and 2 as standard input, output and error, directories
 files as ``/fd/NAME``. Whatever else was granted would not reach it, and is refused here.
 """
 
+import fcntl
 import os
 import stat
 
@@ -53,12 +54,33 @@ def _refusal(entry: PlannedGrant) -> str:
         return "" if "r" in grant.mode else "a directory can be granted to it as r or rw only"
     if grant.target <= LAST_STANDARD:
         needed = "r" if grant.target == _STDIN else "w"
-        return "" if needed in grant.mode else f"its descriptor {grant.target} needs mode={needed}"
+        if needed not in grant.mode:
+            return f"its descriptor {grant.target} needs mode={needed}"
+        if grant.target == _STDIN and _would_not_wait(entry.source):
+            return (
+                "its standard input is in non-blocking mode: where there is nothing to read yet, "
+                "it would end"
+            )
+        return ""
     if "r" not in grant.mode:
         return "a file can be granted to it as r or rw only, but for its standard output and error"
-    if entry.source is None or not stat.S_ISREG(os.fstat(entry.source).st_mode):
+    state = None if entry.source is None else os.fstat(entry.source)
+    if state is None or not stat.S_ISREG(state.st_mode):
         return (
             f"a {entry.what} can be granted to it as standard input, output or error only "
             "(target=0, 1 or 2)"
         )
+    if not state.st_nlink:
+        return "a file is opened anew by its name, and this one was deleted or never had any"
     return ""
+
+
+def _would_not_wait(source: int | None) -> bool:
+    """Tell whether a read of a descriptor fails where others wait.
+
+    The engine's WASI takes that for the end. The mode is not this program's to change: it is of the
+    open file, which others may share.
+    """
+    if source is None or stat.S_ISREG(os.fstat(source).st_mode):
+        return False
+    return bool(fcntl.fcntl(source, fcntl.F_GETFL) & os.O_NONBLOCK)

@@ -64,6 +64,8 @@ def run(engine: wasmtime.Engine, store: wasmtime.Store, inside: Inside) -> Outco
     store.set_wasi(config)
     try:
         return _run(engine, store, loaded, trap_unknown=inside.plan.trap_unknown)
+    except wasmtime.ExitTrap as end:
+        return Outcome("exit", end.code & 0xFF)
     except (wasmtime.WasmtimeError, Rejected) as error:
         # The engine tells no codes of a component's traps.
         if inside.plan.limits.fuel is not None and not store.get_fuel():
@@ -86,6 +88,7 @@ def _run(
 
     Raises:
         Rejected: As :func:`run`.
+        wasmtime.ExitTrap: If it ended itself.
         wasmtime.WasmtimeError: If it did not return, or there is no memory for it.
     """
     linker = component.Linker(engine)
@@ -94,6 +97,8 @@ def _run(
         if trap_unknown:
             linker.define_unknown_imports_as_traps(loaded)
         instance = linker.instantiate(store, loaded)
+    except wasmtime.ExitTrap:
+        raise
     except wasmtime.WasmtimeError as error:
         if _lacks_memory(error):
             raise
@@ -110,20 +115,18 @@ def _run(
     )
     if kind.params or not plain:
         raise Rejected("its 'run' takes parameters, or does not return a plain result")
-    try:
-        result = function(store)
-    except wasmtime.ExitTrap as end:
-        return Outcome("exit", end.code & 0xFF)
-    return Outcome("exit", _code(result))
+    return Outcome("exit", _code(function(store)))
 
 
 def _lacks_memory(error: wasmtime.WasmtimeError) -> bool:
     """Tell whether the engine failed for want of the host's memory.
 
-    By the cause alone, which comes last: lines before it hold names that the component chose.
+    The kernel may have said so to :mod:`sandbox.wasi.memories` too, where there are too many
+    memories, of which a component can have any number. As in :func:`lacks_memory`, the cause counts
+    alone, which comes last.
     """
     cause = str(error).rstrip().rpartition("\n")[2]
-    return lacks_memory(wasmtime.WasmtimeError(cause))
+    return lacks_memory(error) or f"[Errno {errno.ENOMEM}]" in cause
 
 
 def _code(result: object) -> int:

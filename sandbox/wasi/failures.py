@@ -19,11 +19,11 @@ class Stale(Exception):
 def lacks_memory(error: Exception) -> bool:
     """Tell whether the engine failed for want of the host's memory.
 
-    Not by a trap's report: its lines hold names that the cell chose.
+    Only the last line, the cause, is the engine's own word: those above hold names that the cell
+    chose, with line breaks if it likes.
     """
-    return isinstance(error, wasmtime.WasmtimeError) and any(
-        _NO_MEMORY.fullmatch(line.strip()) for line in str(error).splitlines()
-    )
+    cause = str(error).rstrip().rpartition("\n")[2].strip()
+    return isinstance(error, wasmtime.WasmtimeError) and bool(_NO_MEMORY.fullmatch(cause))
 
 
 def first_cause(error: Exception) -> str:

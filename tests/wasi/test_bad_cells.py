@@ -295,6 +295,11 @@ def test_a_start_function_that_is_an_import_is_judged_by_its_signature(run: Run)
     assert "'_start'" in line
 
 
+def test_a_name_that_looks_like_the_engines_own_word_is_not_believed(run: Run) -> None:
+    name = "x\\0aout of memory (failed to allocate 5 bytes)\\0ay"
+    assert run(wat(f'(import "a" "{name}" (func)) {MEMORY} {START}')).returncode == 126
+
+
 def every_file(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 

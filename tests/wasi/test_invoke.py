@@ -119,3 +119,90 @@ def test_what_a_cell_imports_and_nobody_offers_traps_only_when_that_is_allowed(w
     assert ww.run("run", "--unknown-imports-trap", cell).returncode == 0
     used = ww.run("run", "--unknown-imports-trap", "--invoke", "use", cell)
     assert used.returncode == 134
+
+
+NUMBERS = """(module
+  (func (export "i") (param i32) (result i32) local.get 0)
+  (func (export "f") (param f64) (result f64) local.get 0)
+  (func (export "all") (result i32 i64 f32 f64)
+    i32.const -1 i64.const 2 f32.const 3 f64.const 4.5)
+  (func (export "vector") (param v128)) (func (export "reference") (param externref))
+  (func (export "gives") (result v128) v128.const i32x4 0 0 0 0))"""
+
+
+@pytest.fixture
+def numbers(ww: Ww) -> Path:
+    import wasmtime
+
+    return ww.file("numbers.wasm", bytes(wasmtime.wat2wasm(NUMBERS)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "printed"),
+    [
+        *(("i", text, b"16\n") for text in ("+16", "0X10", "0" * 90 + "16")),
+        *(("f", text, b"0.5\n") for text in (".5", "+5E-1", "0x1p-1")),
+        *(("f", text, b"-inf\n") for text in ("-infinity", "-1e999", "-0x1p9999")),
+        ("f", "nan", b"nan\n"),
+    ],
+)
+def test_numbers_are_written_as_in_c(
+    ww: Ww, numbers: Path, name: str, text: str, printed: bytes
+) -> None:
+    done = ww.run("run", "--invoke", name, numbers, text)
+    assert (done.returncode, done.stdout, done.stderr) == (0, printed, b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("i", text) for text in ("", "0x", "\u0661", "1" * 5000)),
+        *(("f", text) for text in ("", "1_0", ".", "0xp1")),
+    ],
+)
+def test_what_is_no_number_is_rejected(ww: Ww, numbers: Path, name: str, text: str) -> None:
+    done = ww.run("run", "--invoke", name, numbers, text)
+    assert done.returncode == 126, done.stderr
+    assert f"argument 1 of '{name}' is no ".encode() in done.stderr
+
+
+def test_each_result_has_a_line(ww: Ww, numbers: Path) -> None:
+    assert ww.run("run", "--invoke", "all", numbers).stdout == b"-1\n2\n3.0\n4.5\n"
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        ("vector 1", b"argument 1 of 'vector' is not a number"),
+        ("reference 1", b"argument 1 of 'reference' is not a number"),
+        ("gives", b"'gives' returns what is not a number"),
+    ],
+)
+def test_what_has_no_written_form_is_rejected(
+    ww: Ww, numbers: Path, call: str, reason: bytes
+) -> None:
+    name, *arguments = call.split()
+    done = ww.run("run", "--invoke", name, numbers, *arguments)
+    assert done.returncode == 126, done.stderr
+    assert reason in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("initialise", "code"),
+    [("", 0), ("unreachable", 134), ("(loop (br 0))", 66)],
+)
+def test_what_happens_in_its_initialisation_counts(ww: Ww, initialise: str, code: int) -> None:
+    import wasmtime
+
+    text = f'(module (func (export "_initialize") {initialise}) (func (export "f")))'
+    cell = ww.file("cell.wasm", bytes(wasmtime.wat2wasm(text)))
+    assert ww.run("run", "--fuel", "1000", "--invoke", "f", cell).returncode == code
+
+
+def test_an_initialisation_that_takes_parameters_is_none(ww: Ww) -> None:
+    import wasmtime
+
+    text = '(module (func (export "_initialize") (param i32)) (func (export "f")))'
+    done = ww.run("run", "--invoke", "f", ww.file("c.wasm", bytes(wasmtime.wat2wasm(text))))
+    assert done.returncode == 126, done.stderr
+    assert b"its '_initialize' takes parameters" in done.stderr
