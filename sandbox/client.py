@@ -208,7 +208,8 @@ class Spawner:
             message, either = select.poll(), select.poll()
             message.register(channel, select.POLLIN)
             either.register(channel, select.POLLIN)
-            either.register(server, select.POLLIN)
+            if server.is_open:
+                either.register(server, select.POLLIN)
             while server.is_open and channel not in dict(either.poll()):
                 # Before the cell's end, there is one other message that can wait.
                 server.serve(lambda: bool(running and message.poll(0)))

@@ -82,8 +82,8 @@ def tree(tmp_path: Path) -> tuple[Path, Cid]:
     return path, root
 
 
-def opened(address: str | Path) -> bytes:
-    fd = cells.open_cell(str(address), {})
+def opened(address: str | Path, *, most: int = cells.MAX_SIZE) -> bytes:
+    fd = cells.open_cell(str(address), {}, cells.FetchOptions(max_size=most))
     with open(fd, "rb") as memory:
         return memory.read()
 
@@ -159,14 +159,12 @@ def test_a_car_that_cannot_be_read_is_refused(
     assert message in str(error)
 
 
-def test_a_cell_in_a_car_has_the_largest_size_of_any(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cell_in_a_car_has_the_largest_size_of_any(tmp_path: Path) -> None:
     (tmp_path / "cell.car").write_bytes(archive(b"four"))
-    monkeypatch.setattr(cells, "MAX_SIZE", 4)
-    assert opened(tmp_path / "cell.car") == b"four"
-    monkeypatch.setattr(cells, "MAX_SIZE", 3)
-    assert refused(tmp_path / "cell.car").code == EXIT_LIMIT
+    assert opened(tmp_path / "cell.car", most=4) == b"four"
+    with pytest.raises(WwError) as caught:
+        opened(tmp_path / "cell.car", most=3)
+    assert caught.value.code == EXIT_LIMIT
 
 
 # --- ww car ---------------------------------------------------------------------------------------

@@ -255,10 +255,10 @@ def test_instructions_that_are_switched_off_are_refused(run: Run) -> None:
         assert NOT_VALID in line, (text, line)
 
 
-def test_a_component_is_refused_and_called_by_its_name(run: Run) -> None:
+def test_a_component_that_is_no_command_is_told_what_it_lacks(run: Run) -> None:
     component = wasmtime.wat2wasm('(component (core module (func (export "_start"))))')
-    assert "component" in refusal(run(bytes(component)))
-    assert "component" in refusal(run(b"\0asm\x0d\0\1\0"))
+    assert "wasi:cli/run" in refusal(run(bytes(component)))
+    assert "wasi:cli/run" in refusal(run(b"\0asm\x0d\0\1\0"))
 
 
 def test_an_artifact_of_the_engine_is_refused(run: Run) -> None:
