@@ -36,28 +36,22 @@ as missing and can be had from elsewhere again.
 import contextlib
 import errno
 import fcntl
-import itertools
 import os
 import stat
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from runner.content import multibase, multihash
 from runner.content.cid import Cid
 from runner.content.varint import Buffer
 from runner.errors import EXIT_NOT_FOUND, EXIT_USAGE, WwError
 
-if TYPE_CHECKING:
-    from runner.content.ahead import Ahead
-
 MAX_BLOCK_SIZE = 2 * 1024 * 1024
 """Bytes of the largest block: what Bitswap carries, so no larger one travels."""
 
 _SHARDING = b"/repo/flatfs/shard/v1/next-to-last/2\n"
-_LEAST_AHEAD = 16  # blocks that are worth a thread: 4 MiB of the usual size
-_MOST_AHEAD = 8192  # as many as a node of a file may link
 _SYNC_BATCH = 4096  # blocks put and not yet synced: it bounds the list of their paths
 _USE_PRECISION = 3600  # seconds
 _REMOVAL_TRIES, _REMOVAL_PAUSE = 100, 0.01
@@ -114,7 +108,6 @@ class Blockstore:
     """Whether reading a block counts as a use of it."""
 
     _lock: int | None = None
-    _ahead: "Ahead | None" = None
 
     def __init__(self, home: str) -> None:
         self.home = os.path.abspath(home)
@@ -140,7 +133,6 @@ class Blockstore:
 
     def close(self) -> None:
         """Let others remove blocks again. The store can still be used, and is locked anew then."""
-        self._stop_ahead()
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
@@ -179,30 +171,7 @@ class Blockstore:
         return os.path.exists(self.path(cid))
 
     def expect(self, cids: Iterable[Cid]) -> None:
-        """Take note of what will be asked for next, in that order, and read it ahead if it is much.
-
-        Args:
-            cids: The addresses; not more of them are looked at than a node of a file may have.
-        """
-        expected = list(itertools.islice(cids, _MOST_AHEAD))
-        if len(expected) < _LEAST_AHEAD:
-            return  # a thread takes longer to start
-        from runner.content.ahead import Ahead
-
-        self.hold()
-        self._stop_ahead()
-        self._ahead = Ahead(self._read_ahead, expected)
-
-    def _read_ahead(self, cid: Cid) -> bytes | None:
-        inlined = _inlined(cid)
-        if inlined is not None:
-            return inlined
-        return _read_block(self.path(cid), cid, used=self.marks_use)
-
-    def _stop_ahead(self) -> None:
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            ahead.stop()
+        """Take note of what will be asked for next; a directory needs no such hint."""
 
     def get(self, cid: Cid) -> bytes:
         """Return a block whose hash has been verified.
@@ -214,8 +183,6 @@ class Blockstore:
             WwError: There is no such block (code EXIT_NOT_FOUND), it cannot be read, or the store
                 is in another layout.
         """
-        if self._ahead is not None and (block := self._ahead.take(cid)) is not None:
-            return block
         inlined = _inlined(cid)
         if inlined is not None:
             return inlined

@@ -191,9 +191,7 @@ class Fetched:
 
     def expect(self, cids: Iterable[Cid]) -> None:
         """Take note of blocks that will be asked for next, before any that were expected so far."""
-        next_ones = list(islice(cids, _MOST_EXPECTED))
-        self.store.expect(next_ones)
-        self._expected.extendleft(reversed(next_ones))
+        self._expected.extendleft(reversed(list(islice(cids, _MOST_EXPECTED))))
         while len(self._expected) > _MOST_EXPECTED:
             self._expected.pop()
 
