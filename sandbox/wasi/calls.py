@@ -231,7 +231,6 @@ class Calls:
         self._memory.view(result, abi.PRESTAT.size)[:] = abi.PRESTAT.pack(0, len(name))
 
     def fd_prestat_dir_name(self, slot: int, address: int, size: int) -> None:
-        self._directory(slot)
         name = self._preopened(slot)
         if size < len(name):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))

@@ -65,6 +65,7 @@ class Filestat(NamedTuple):
         )
 
 
+_LARGEST = (1 << 63) - 1  # off_t
 _CLOSED = -1  # no descriptor: the kernel says EBADF to it
 
 _ALL_MODES = abi.FD_FILESTAT_GET | abi.POLL_FD_READWRITE | abi.FD_FDSTAT_SET_FLAGS
@@ -256,8 +257,15 @@ class File:
             os.utime(self.fd, ns=new_times(os.fstat(self.fd), accessed, modified, which))
 
     def allocate(self, offset: int, size: int) -> None:
-        """Reserve space, which counts as written; posix_fallocate(3)."""
+        """Reserve space, which counts as written; posix_fallocate(3).
+
+        Raises:
+            OSError: EFBIG beyond the last byte that any file can have: that is an error of the
+                call, and no matter of how much may be written.
+        """
         self.need(abi.FD_ALLOCATE)
+        if offset + size > _LARGEST:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         state = os.fstat(self.fd)
         # What lies in holes is new too. st_blocks counts 512 bytes (stat(2)).
         grown = max(0, offset + size - min(state.st_size, state.st_blocks * 512))

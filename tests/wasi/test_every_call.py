@@ -257,10 +257,14 @@ TABLE: dict[str, tuple[Rule, ...]] = {
         ok(ROOT, "0 1"),
         no(ALL - PATHS, Errno.BADF, "not preopened: by this a C library finds where to stop"),
     ),
-    "fd_prestat_dir_name": (ok(DIRECTORIES, "/g"), ok(ROOT, "/"), NOT_A_DIRECTORY),
+    "fd_prestat_dir_name": (
+        ok(DIRECTORIES, "/g"),
+        ok(ROOT, "/"),
+        no(ALL - PATHS, Errno.BADF, "not preopened, as fd_prestat_get says"),
+    ),
     "fd_prestat_dir_name without room": (
         no(PATHS, Errno.NAMETOOLONG, "the name does not fit"),
-        NOT_A_DIRECTORY,
+        no(ALL - PATHS, Errno.BADF, "not preopened, as fd_prestat_get says"),
     ),
     "fd_fdstat_set_flags NONBLOCK": (
         ok(ALL - PATHS - kinds("file append")),

@@ -21,6 +21,7 @@ from tests.wasi.remote_cell import (
     EV_WRITE,
     MTIM,
     OK,
+    SEEK_CUR,
     SHUT_RD,
     SHUT_WR,
     TRUNC,
@@ -104,6 +105,20 @@ def test_a_mode_narrows_a_file_that_is_open_for_everything(
         if mode == "rw":
             # All of it went through, so the refusals above were the mode's doing.
             assert state(path)[:2] == (b"0XX", 7)
+
+
+def test_who_may_seek_may_tell(ww: Ww, c_cell: BuildFunction, path: Path) -> None:
+    """The witx: the right to seek implies the one to tell, and not the other way round."""
+    flags = ("--fd", "f=3,mode=r", "--fd", "g=3,mode=r")
+    with opened(path) as fd, remote(ww, c_cell("remote"), *flags, fds={3: fd}) as cell:
+        assert cell.raw("fd_fdstat_set_rights", 10, Right.FD_SEEK, 0) == OK
+        assert cell.seek(10, 5) == (OK, 5)
+        assert cell.tell_position(10) == (OK, 5)
+        assert cell.seek(10, 0, SEEK_CUR) == (OK, 5)
+        assert cell.raw("fd_fdstat_set_rights", 11, Right.FD_TELL, 0) == OK
+        assert cell.tell_position(11) == (OK, 5)
+        assert cell.seek(11, 0, SEEK_CUR) == (OK, 5)
+        assert cell.seek(11, 1, SEEK_CUR) == (ENOTCAPABLE, None)
 
 
 @pytest.mark.parametrize("mode", MODES)

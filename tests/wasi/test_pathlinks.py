@@ -549,6 +549,22 @@ def test_the_directory_opens_itself_with_no_more_rights(own_cell: Remote) -> Non
     assert own_cell.open("data") == (EBADF, None)
 
 
+def test_what_the_directory_gave_up_nothing_opened_from_it_has(own_cell: Remote) -> None:
+    stat = own_cell.fdstat(3)[1]
+    assert stat is not None
+    left = R | Right.FD_SEEK | Right.FD_FILESTAT_SET_SIZE
+    assert own_cell.raw("fd_fdstat_set_rights", 3, stat.rights, left) == OK
+    for rights, oflags in ((W, 0), (R | W, 0), (ALL_RIGHTS, TRUNC)):
+        assert own_cell.open("data", rights, oflags=oflags) == (ENOTCAPABLE, None)
+    assert own_cell.open("data", ALL_RIGHTS & ~W) == (OK, 4)
+    stat = own_cell.fdstat(4)[1]
+    assert stat is not None
+    assert Right(stat.rights) == left
+    assert own_cell.raw("fd_fdstat_set_rights", 3, 0, 0) == OK
+    assert own_cell.open("data") == (ENOTCAPABLE, None)
+    assert own_cell.path_filestat("data") == (ENOTCAPABLE, None)
+
+
 def test_a_pipe_opened_by_name_is_the_pipe(ww: Ww, c_cell: BuildFunction) -> None:
     out, into = os.pipe()
     try:

@@ -18,6 +18,7 @@ from tests.wasi.remote_cell import (
     EBADF,
     EFAULT,
     EINVAL,
+    ENOTCAPABLE,
     EV_CLOCK,
     EV_READ,
     EV_WRITE,
@@ -30,8 +31,10 @@ from tests.wasi.remote_cell import (
     THREAD_CPU,
     Clock,
     Event,
+    R,
     Ready,
     Remote,
+    W,
     remote,
     shared_ww,
 )
@@ -287,6 +290,55 @@ def test_a_closed_number_is_not_waited_for(own: Granted) -> None:
         Event(2, EBADF, EV_READ, 0, 0),
     ]
     assert events_of(cell.poll(Ready(1, EV_READ, 12))) == [Event(1, OK, EV_READ, 2, 0)]
+
+
+def test_events_come_in_the_order_of_the_subscriptions(granted: Granted) -> None:
+    """Whatever they are about: bad ones, clocks of every kind, and descriptors, all due."""
+    cell = granted.cell
+    os.write(granted.into, b"123")
+    errno, values = cell.result("<Q", "clock_time_get", MONOTONIC, 1)
+    assert errno == OK
+    assert values is not None
+    (now,) = values
+    wanted: list[Clock | Ready] = [
+        Clock(1, 0),
+        Ready(2, EV_READ, 11),
+        Clock(3, LONG),
+        Ready(4, EV_WRITE, 5),
+        Clock(5, 1, REALTIME, absolute=True),
+        Ready(6, EV_READ, 10),
+        Ready(7, EV_READ, 12),
+        Clock(8, now, MONOTONIC, absolute=True),
+        Ready(9, EV_WRITE, 12),
+        Clock(10, now + LONG, MONOTONIC, absolute=True),
+        Clock(11, 1 << 63, REALTIME, absolute=True),
+        Ready(12, EV_READ, 13),
+        Clock(13, 0, REALTIME),
+    ]
+    due = [(event.userdata, event.error, event.type) for event in events_of(cell.poll(*wanted))]
+    assert due == [
+        (1, OK, EV_CLOCK),
+        (2, OK, EV_READ),
+        (4, EBADF, EV_WRITE),
+        (5, OK, EV_CLOCK),
+        (6, OK, EV_READ),
+        (7, EBADF, EV_READ),
+        (8, OK, EV_CLOCK),
+        (9, OK, EV_WRITE),
+        (13, OK, EV_CLOCK),
+    ]
+
+
+def test_who_gave_up_waiting_is_told_so_and_can_read_still(own: Granted) -> None:
+    cell = own.cell
+    os.write(own.into, b"123")
+    assert cell.raw("fd_fdstat_set_rights", 11, R, 0) == OK
+    assert cell.raw("fd_fdstat_set_rights", 12, W, 0) == OK
+    assert events_of(cell.poll(Ready(1, EV_READ, 11), Ready(2, EV_WRITE, 12))) == [
+        Event(1, ENOTCAPABLE, EV_READ, 0, 0),
+        Event(2, ENOTCAPABLE, EV_WRITE, 0, 0),
+    ]
+    assert cell.read(11, 10) == (OK, b"123")
 
 
 def test_no_subscriptions_are_einval(granted: Granted) -> None:
