@@ -83,12 +83,12 @@ def measure(names: Sequence[str], mode: Mode) -> Report:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     build = Path(os.environ.get("WW_TEST_BUILD", _REPO / "build"))
     with ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ww-bench-")))
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
         # The jails of the peers have other users than this one.
         work.chmod(0o755)
         memory = work
         if os.access(_MEMORY, os.W_OK):
-            place = tempfile.TemporaryDirectory(prefix="ww-bench-", dir=_MEMORY)
+            place = tempfile.TemporaryDirectory(prefix="benchmark-", dir=_MEMORY)
             memory = Path(stack.enter_context(place))
             memory.chmod(0o755)
         peers = Peers(build / "bench" / "peers", work)

@@ -125,7 +125,7 @@ class Peers:
         options = ["--cgroup-manager=disabled"] if os.path.basename(program) == "crun" else []
         return lambda: [
             *(program, *options, "--root", str(state), "run", "--bundle", str(bundle)),
-            f"ww-bench-{os.getpid()}-{number}-{next(runs)}",
+            f"benchmark-{os.getpid()}-{number}-{next(runs)}",
         ]
 
     def versions(self) -> dict[str, str]:

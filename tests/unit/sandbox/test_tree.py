@@ -270,10 +270,14 @@ _PATHS = st.builds(
 def kernel_says(directory: Directory, path: bytes, *, follow: bool) -> tuple[int, int]:
     """The errno and the inode, by the kernel's own walk that stays beneath a directory."""
     flags = os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
-    try:
-        fd = syscalls.openat2(directory.fd, os.fsdecode(path), flags, RESOLVE_BENEATH)
-    except OSError as error:
-        return (errno.EPERM if error.errno == errno.EXDEV else error.errno or 0), 0
+    while True:
+        try:
+            fd = syscalls.openat2(directory.fd, os.fsdecode(path), flags, RESOLVE_BENEATH)
+            break
+        except BlockingIOError:
+            pass  # something was renamed or mounted somewhere meanwhile: openat2(2)
+        except OSError as error:
+            return (errno.EPERM if error.errno == errno.EXDEV else error.errno or 0), 0
     inode = os.fstat(fd).st_ino
     os.close(fd)
     return 0, inode
