@@ -13,6 +13,7 @@ from runner.grants.plan import GrantPlan, PlannedGrant
 from sandbox import LAST_STANDARD
 
 _STDIN = 0
+_FILES = "/fd"
 
 
 def check(grants: GrantPlan, *, ipfs: bool, invoke: str) -> None:
@@ -34,6 +35,10 @@ def check(grants: GrantPlan, *, ipfs: bool, invoke: str) -> None:
                 hint="build the cell for wasm32-wasip1",
                 code=EXIT_USAGE,
             )
+    if any(
+        not entry.is_directory and entry.grant.target > LAST_STANDARD for entry in grants.entries
+    ):
+        _check_no_directory_at_files(grants)
     for entry in grants.entries:
         what = _refusal(entry)
         if what:
@@ -45,11 +50,30 @@ def check(grants: GrantPlan, *, ipfs: bool, invoke: str) -> None:
             )
 
 
+def _check_no_directory_at_files(grants: GrantPlan) -> None:
+    """Hold that no directory takes the place of the files, or of one of them.
+
+    Raises:
+        WwError: With code 2.
+    """
+    for entry in grants.entries:
+        path = os.path.normpath("/" + (entry.grant.guest or "").lstrip("/"))
+        if entry.is_directory and (path == _FILES or path.startswith(f"{_FILES}/")):
+            raise WwError(
+                entry.origin,
+                f"a component has its files in {_FILES}: no directory can be there beside them",
+                hint="give it another path, as in --dir HOST:GUEST",
+                code=EXIT_USAGE,
+            )
+
+
 def _refusal(entry: PlannedGrant) -> str:
     """Return why a grant would not reach a component; empty if it would."""
     grant = entry.grant
     if grant.pathlink:
         return f"has no pathlinks: a file is /fd/{grant.name} to it"
+    if entry.is_directory and grant.target <= LAST_STANDARD:
+        return "it has standard streams at 0, 1 and 2, and no directory"
     if entry.is_directory:
         return "" if "r" in grant.mode else "a directory can be granted to it as r or rw only"
     if grant.target <= LAST_STANDARD:
@@ -70,6 +94,8 @@ def _refusal(entry: PlannedGrant) -> str:
             f"a {entry.what} can be granted to it as standard input, output or error only "
             "(target=0, 1 or 2)"
         )
+    if "w" in grant.mode and fcntl.fcntl(entry.source or 0, fcntl.F_GETFL) & os.O_APPEND:
+        return "a file that is open for appending can be granted to it as r only: it could cut it"
     if not state.st_nlink:
         return "a file is opened anew by its name, and this one was deleted or never had any"
     return ""

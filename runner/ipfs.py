@@ -97,10 +97,10 @@ class Ipfs:
             WwError: If there is no place for one.
         """
         if self._opened is None:
-            # The terminal is the cell's: nothing is shown of a fetch.
-            self._opened = open_content(
-                self._environ, self._fetch, warn=self._warn_once, quiet=True
-            )
+            # Nobody is asked over a connection: the addresses are the cell's to choose, and whoever
+            # was asked for one would be told 32 bytes of whatever the cell likes.
+            offline = self._fetch._replace(offline=True)
+            self._opened = open_content(self._environ, offline, warn=self._warn_once, quiet=True)
             self._opened.pulse = lambda: self.go_on()
         return self._opened
 

@@ -279,6 +279,7 @@ def _loading(machine: _Machine) -> tuple[Call, ...]:
 # for timers. libc makes threads with these flags of include/uapi/linux/sched.h, and no processes.
 _THREAD = 0x3D0F00  # VM FS FILES SIGHAND THREAD SYSVSEM SETTLS PARENT_SETTID CHILD_CLEARTID
 _PR_SET_NAME = 15
+_RWF_APPEND = 0x10  # include/uapi/linux/fs.h
 _THREADS = (
     Call("clone", (_is_long(0, _THREAD),)),
     *_any("set_robust_list", "rseq", "sched_getaffinity", "getcwd"),
@@ -297,6 +298,8 @@ def _component(machine: _Machine) -> tuple[Call, ...]:
         *_directories(machine),
         Call("statx", (_is(2, _AT_EMPTY_PATH, ignoring=_AT_SYMLINK_NOFOLLOW),)),
         Call("statx", (_is(2, _AT_SYMLINK_NOFOLLOW),)),
+        # Appending, without which a file that was opened for it could not be written.
+        Call("pwritev2", (_is(5, 0, ignoring=_RWF_APPEND),)),
         # A directory is opened anew to be listed, by its name ".". A component's root has no proc,
         # so no link leads to what has no name there, and a read is all that is asked for.
         Call(

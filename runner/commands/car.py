@@ -151,6 +151,8 @@ def _replacing(file: str) -> Iterator[BinaryIO]:
     try:
         with open(os.open(temporary, flags, 0o666), "wb") as out:
             yield out
+            out.flush()
+            os.fsync(out.fileno())
         os.rename(temporary, target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

@@ -178,8 +178,9 @@ def parse_url(text: str) -> Endpoint:
     try:
         parts = urlsplit(text)
         host, port = parts.hostname or "", parts.port
-    except ValueError as error:
-        raise Malformed(str(error)) from None
+    except ValueError:
+        # What Python says of it quotes what may be a part of a password.
+        raise Malformed("its host or port is malformed") from None
     if parts.scheme not in _PORTS:
         raise Malformed("its scheme is neither http nor https")
     if parts.query or parts.fragment or text.endswith(("?", "#")):

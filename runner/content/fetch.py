@@ -30,7 +30,7 @@ from runner.content.blockstore import Blockstore, DamagedBlock
 from runner.content.cid import DAG_PB, Cid
 from runner.content.errors import ContentError
 from runner.content.resolver import DEFAULT_MAX_SIZE, ContentPath, find_entry, load_node
-from runner.errors import EXIT_NOT_FOUND, WwError
+from runner.errors import EXIT_LIMIT, EXIT_NOT_FOUND, WwError
 
 if TYPE_CHECKING:
     from runner.content.asking import Asking, Found
@@ -122,6 +122,7 @@ class Fetched:
         self._passed = 0
         self._size = 0
         self._max_size = max_size
+        self._left = self._most()  # bytes of blocks that may still be fetched
         self._no_sources = no_sources
         self._made: Asking | None = None
         self._crew: Crew | None = None
@@ -258,6 +259,7 @@ class Fetched:
             WwError: What the path names is not there, or as :meth:`get`.
         """
         self._end_stream()
+        self._left = self._most()
         while (missing := self._first_missing(path)) is not None:
             if not self._get_root(missing, everything=everything):
                 return  # reading will tell why
@@ -311,7 +313,7 @@ class Fetched:
         """Begin a stream, and return what comes first: its root, unless it ends before that."""
         from runner.content.background import Arrivals
 
-        most = self._max_size + self._max_size // 16 + _CAR_OVERHEAD
+        most = self._most()
         self._due = {path.root.multihash}
         if self._shown is not None:
             self._shown.asked(source.name)
@@ -451,7 +453,19 @@ class Fetched:
         self._tell()
         return found
 
+    def _most(self) -> int:
+        """Return how many bytes of blocks content may take: its own, and what links them."""
+        return self._max_size + self._max_size // 16 + _CAR_OVERHEAD
+
     def _keep(self, cid: Cid, block: bytes, source: str) -> None:
+        self._left -= len(block)
+        if self._left < 0:
+            raise WwError(
+                f"block {cid}",
+                f"with it, more than {self._most()} bytes of blocks would be fetched",
+                hint="--max-size bounds what content may take",
+                code=EXIT_LIMIT,
+            )
         self.store.put(cid, block, verified=True)
         if self._shown is not None:
             self._shown.verified(len(block), source)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from runner.content import multibase, multihash, pins
-from runner.content.blockstore import Blockstore
+from runner.content.blockstore import Blockstore, DamagedBlock
 from runner.content.cid import RAW, Cid
 from runner.content.errors import ContentError
 from runner.content.walk import below
@@ -84,6 +84,10 @@ class _Quiet(Blockstore):
 
     def hold(self) -> None:
         """Do nothing."""
+
+    def _replaced(self, path: str, cid: Cid) -> bytes:
+        """Name a damaged block and leave it: whoever reads it for its content removes it."""
+        raise DamagedBlock(f"block {cid}", f"damaged: {path} has other bytes than the CID names")
 
 
 def blocks(home: str) -> Iterator[Block]:
@@ -236,5 +240,7 @@ def _has_open(pid: str, status: os.stat_result) -> bool:
 def _command(pid: str) -> str:
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
         words = file.read(200).decode(errors="replace").split("\0")
-        return f" ({' '.join(words).strip()})"
+        # A URL may hold a password.
+        shown = ["..." if "://" in word or "@" in word else word for word in words]
+        return f" ({' '.join(shown).strip()})"
     return ""

@@ -39,11 +39,16 @@ def reach_of(number: str) -> int:
     """Return how far away an IP address is."""
     address = ipaddress.ip_address(number.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
+        if address.ipv4_mapped is not None:
+            return reach_of(str(address.ipv4_mapped))
+        inner = address.sixtofour
         if inner is None and address in _NAT64:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
-            return reach_of(str(inner))
+            # Somebody else takes it there: it leaves this machine in any case.
+            return max(reach_of(str(inner)), PRIVATE)
+        if address.is_site_local:
+            return PRIVATE
     if address.is_loopback or address.is_unspecified:
         return LOOPBACK
     return PUBLIC if address.is_global and not address.is_multicast else PRIVATE

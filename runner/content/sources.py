@@ -132,7 +132,8 @@ def wanted(environ: Mapping[str, str], options: FetchOptions) -> Wanted:
         return Wanted(parse_node(options.ipfs, "--ipfs"), True, distinct)
     if environ.get(_NODE):
         return Wanted(parse_node(environ[_NODE], _NODE), True, distinct)
-    home = environ.get("IPFS_PATH") or os.path.join(environ.get("HOME", ""), ".ipfs")
+    # Without a home, what lies in the working directory is not to say who is asked.
+    home = environ.get("IPFS_PATH") or os.path.join("/", environ.get("HOME", ""), ".ipfs")
     return Wanted(Folder(os.path.abspath(home)), False, distinct)
 
 

@@ -206,9 +206,12 @@ class TestPins:
             store.hold()
         pins.add(home, root)
         Path(path).write_bytes(b"damaged")
-        for what in ("damaged", "not in the store"):  # it was removed when it was found
+        for what in ("damaged", "not in the store"):
             with pytest.raises(WwError, match=what) as caught:
                 collect(home)
+            # A collection removes nothing that is pinned, damaged or not.
+            assert what != "damaged" or Path(path).read_bytes() == b"damaged"
+            Path(path).unlink(missing_ok=True)
             assert caught.value.code == EXIT_FAILURE
             assert f"pin /ipfs/{root}" in str(caught.value)
             assert str(node) in str(caught.value)

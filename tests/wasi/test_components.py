@@ -121,6 +121,49 @@ def test_a_directory_for_writing_can_be_changed(run: Run, directory: Path) -> No
     assert (directory / "new").read_bytes() == b"written"
 
 
+def test_a_file_in_a_writable_directory_can_be_appended_to(run: Run, directory: Path) -> None:
+    done = run("append:/d/file", flags=("--dir", f"{directory}:/d:rw"))
+    assert done.stdout == b"write /d/file: ok\n"
+    assert (directory / "file").read_bytes() == b"textwritten"
+
+
+def test_a_file_granted_for_appending_cannot_be_cut_by_being_opened_anew(
+    ww: Ww, component: Path
+) -> None:
+    with open(ww.file("log", b"text", 0o666), "ab+") as log:
+        done = ww.run("run", "--fd", "log=3,mode=rw", component, "write:/fd/log", fds={3: log})
+    assert done.returncode == 65
+    assert b"open for appending" in done.stderr
+    assert (ww.tmp / "log").read_bytes() == b"text"
+
+
+@pytest.mark.parametrize("guest", ["/fd", "/fd/log", "fd/", "/./fd"])
+def test_no_directory_takes_the_place_of_the_files(
+    ww: Ww, component: Path, directory_of: Path, guest: str
+) -> None:
+    flags = ("--dir", f"{directory_of}:{guest}", "--fd", "log=3,mode=r")
+    done = ww.run("run", *flags, component, "list:/fd", fds={3: ww.file("f")})
+    assert done.returncode == 2, done.stdout
+    assert b"no directory can be there beside them" in done.stderr
+
+
+def test_a_directory_is_no_standard_stream(ww: Ww, component: Path, directory_of: Path) -> None:
+    fd = os.open(directory_of, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        done = ww.run("run", "--fd", "d=3,mode=r,target=1", component, "say:x", fds={3: fd})
+    finally:
+        os.close(fd)
+    assert done.returncode == 65
+    assert b"it has standard streams at 0, 1 and 2" in done.stderr
+
+
+@pytest.fixture
+def directory_of(ww: Ww) -> Path:
+    made = ww.tmp / "some"
+    made.mkdir(exist_ok=True)
+    return made
+
+
 def test_no_name_leads_out_of_a_directory(run: Run, directory: Path) -> None:
     acts = ("read:/d/out", "read:/d/up", "read:/d/../beside", "read:/etc/passwd", "list:/")
     done = run(*acts, flags=("--dir", f"{directory}:/d:rw"))

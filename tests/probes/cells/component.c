@@ -88,6 +88,8 @@ int main(int argc, char **argv) {
             put(rest, 0);
         else if (!strncmp(act, "create:", 7))
             put(rest, O_CREAT | O_EXCL);
+        else if (!strncmp(act, "append:", 7))
+            put(rest, O_APPEND);
         else if (!strncmp(act, "list:", 5))
             list(rest);
         else if (!strncmp(act, "say:", 4))

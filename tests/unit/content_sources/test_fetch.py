@@ -446,9 +446,11 @@ def test_a_stream_is_read_no_further_than_its_content_can_be_long(
     source = MemorySource("source", content.blocks, car=car)
     with opened(tmp_path, source, max_size=20_000) as blocks:
         blocks.prepare(ContentPath(root, ()), everything=True)
-        for cid in cids:
-            blocks.get(cid)
-    # The rest came because somebody asked for it.
+        with pytest.raises(WwError) as caught:
+            [blocks.get(cid) for cid in cids]
+    # Nor is the rest fetched, though somebody asks for it.
+    assert caught.value.code == EXIT_LIMIT
+    assert "--max-size" in caught.value.hint
     assert 0 < len(source.asked) < 50
 
 

@@ -21,7 +21,8 @@ from runner.content.source import SourceError
         *(("100.64.0.1", PRIVATE), ("224.0.0.1", PRIVATE), ("255.255.255.255", PRIVATE)),
         # An address in another one.
         *(("::ffff:10.0.0.1", PRIVATE), ("64:ff9b::a00:1", PRIVATE), ("2002:a00:1::", PRIVATE)),
-        *(("64:ff9b::7f00:1", LOOPBACK), ("2002:7f00:1::1", LOOPBACK)),
+        # They are routed out, whatever is in them.
+        *(("64:ff9b::7f00:1", PRIVATE), ("2002:7f00:1::1", PRIVATE), ("fec0::2", PRIVATE)),
         *(("8.8.8.8", PUBLIC), ("2606:4700::1111", PUBLIC), ("::ffff:8.8.8.8", PUBLIC)),
     ],
 )

@@ -410,6 +410,7 @@ OF_COMPONENTS: tuple[tuple[str, Arguments, tuple[Profile, ...], int], ...] = (
     ("openat", (3, POINTER, os.O_RDONLY | os.O_CREAT), COMPONENT, EPERM),
     ("openat", (3, POINTER, os.O_PATH | os.O_CLOEXEC), COMPONENT, EPERM),
     ("openat", (3, POINTER, os.O_TMPFILE | os.O_RDWR), COMPONENT, EPERM),
+    ("pwritev2", (3, POINTER, 1, 0, 0, 0x10), COMPONENT, ALLOW),  # RWF_APPEND
     ("statx", (3, POINTER, 0x1000), COMPONENT, ALLOW),
     ("statx", (3, POINTER, 0x100), COMPONENT, ALLOW),
     ("statx", (3, POINTER), ("run-component",), EPERM),
