@@ -31,6 +31,9 @@ from runner.content.resolver import (
 from runner.content.walk import find_node
 from runner.errors import EXIT_CANNOT_RUN, EXIT_LIMIT, WwError
 
+MAX_OPEN_NAMES = 1 << 18
+"""Names in the directories that are open at once, one below the other: they are in memory."""
+
 MAX_ENTRIES = 1 << 18
 """Files, directories and links of one extraction. Their number says nothing about their size, so
 this bounds the work on a small DAG that names one directory again and again."""
@@ -139,6 +142,7 @@ class _Extraction:
         self._options = options
         self._size = 0
         self._count = 0
+        self._names = 0
 
     def add(self, parent: int, name: bytes, node: Node, path: ContentPath, depth: int) -> None:
         """Make what a node is.
@@ -180,12 +184,21 @@ class _Extraction:
             raise WwError(
                 str(path), f"more than {MAX_DIRECTORY_DEPTH} directories deep", code=EXIT_LIMIT
             )
+        # The names of all directories that are open, one below the other, are in memory.
+        self._names += len(node.links)
+        if self._names > MAX_OPEN_NAMES:
+            raise WwError(
+                str(path),
+                f"more than {MAX_OPEN_NAMES} names in it and the directories above it",
+                code=EXIT_LIMIT,
+            )
         links = list_entries(self._store, node, path)
         while some := list(islice(links, _AHEAD)):
             self._store.expect(link.cid for link in some)
             for link in some:
                 below = ContentPath(path.root, (*path.names, link.name))
                 yield link.name.encode(), load_node(self._store, link.cid, below), below
+        self._names -= len(node.links)
 
     def _add_directory(
         self, parent: int, name: bytes, node: Node, path: ContentPath, depth: int

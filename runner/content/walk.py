@@ -7,7 +7,10 @@ from runner.content.blocks import Blocks
 from runner.content.cid import DAG_PB, RAW, Cid
 from runner.content.errors import ContentError
 from runner.content.resolver import ContentPath, Node, find_entry, load_node
-from runner.errors import EXIT_CANNOT_RUN, WwError
+from runner.errors import EXIT_CANNOT_RUN, EXIT_LIMIT, WwError
+
+MAX_PENDING = 1 << 18
+"""Links of a walk that are known and not followed yet: it bounds the memory that they take."""
 
 
 def find_node(store: Blocks, path: ContentPath) -> Node:
@@ -70,7 +73,17 @@ def below(
             except ContentError as error:
                 raise WwError(f"block {cid}", f"malformed: {error}") from None
             expect(link.cid for link in links)
-            pending += (link.cid for link in reversed(links))
+            pending += (
+                link.cid
+                for link in reversed(links)
+                if (link.cid.codec, link.cid.multihash) not in seen
+            )
+            if len(pending) > MAX_PENDING:
+                raise WwError(
+                    f"block {root}",
+                    f"more than {MAX_PENDING} links below it wait to be followed",
+                    code=EXIT_LIMIT,
+                )
         else:
             raise WwError(
                 f"block {cid}",

@@ -483,6 +483,24 @@ class TestLimits:
         assert error.code == EXIT_LIMIT
         assert "more than 50 files and directories" in error.what
 
+    def test_how_many_names_at_once(
+        self, store: MemoryStore, out: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "MAX_OPEN_NAMES", 50)
+        leaf = put_raw(store, b"")
+        wide = put_directory(store, [(f"{number}", leaf) for number in range(20)])
+        # One after the other they may be as many as there are.
+        bring(store, put_directory(store, [(f"d{n}", wide) for n in range(5)]), out / "fits")
+        shutil.rmtree(out / "fits")
+        deep = wide
+        for _ in range(3):
+            deep = put_directory(
+                store, [("d", deep), *((f"{number}", leaf) for number in range(20))]
+            )
+        error = refusal(store, deep, out / "new")
+        assert error.code == EXIT_LIMIT
+        assert "more than 50 names" in error.what
+
     def test_how_deep(self, store: MemoryStore, out: Path) -> None:
         cid = put_directory(store, [])
         for _ in range(MAX_DIRECTORY_DEPTH - 1):
