@@ -7,18 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from runner.cells import FetchOptions, is_component, open_cell
+from runner.digest import sha256_of
 from runner.errors import EXIT_FAILURE, EXIT_JAIL, WwError, printable
 from runner.output import print_on_stderr, print_on_stdout
-from runner.supervise import (
-    cache_home,
-    cache_size,
-    cell_digest,
-    compiling,
-    exit_code,
-    start_spawner,
-)
+from runner.spawners import cache_size, start
+from runner.supervise import compiling, exit_code
 from runner.units import size_shown
-from sandbox import Cache, Entry, Isolation, Limits, Plan, Spawner, SpawnerError
+from sandbox import Cache, Entry, Isolation, Limits, Plan, Spawner, SpawnerError, cache_home
 
 # The last second of the year 9999: a file's time may be anything, and people's calendars end.
 _END_OF_TIME = 253402300799
@@ -120,7 +115,7 @@ def warm(addresses: Sequence[str], how: Warming, environ: Mapping[str, str]) -> 
         Ended: If a signal asked for that.
     """
     place(environ)
-    spawner = start_spawner(environ, debug=how.debug)
+    spawner = start(environ, debug=how.debug)
     code = 0
     try:
         for address in addresses:
@@ -159,7 +154,7 @@ def _warm_one(spawner: Spawner, address: str, how: Warming, environ: Mapping[str
             env=(),
             uid=how.uid,
             gid=how.gid,
-            digest=cell_digest(cell),
+            digest=sha256_of(cell),
             limits=how.limits,
             isolation=how.isolation,
             component=is_component(cell),

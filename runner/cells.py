@@ -4,17 +4,22 @@ A cell is handed on as a descriptor of memory that nobody can change any more, a
 path, which could name something else by the time it is opened.
 """
 
+from __future__ import annotations
+
 import fcntl
 import os
 import stat
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from runner.errors import EXIT_CANNOT_RUN, EXIT_LIMIT, EXIT_NOT_FOUND, EXIT_USAGE, WwError
-from sandbox import COMPONENT_MAGIC
+from sandbox import COMPONENT_MAGIC, Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Literal
+
     from runner.content.resolver import File
+
 
 # Bytes of the largest cell. The largest in use, CPython with its numeric libraries, has 99 MiB.
 MAX_SIZE = 256 << 20
@@ -28,7 +33,7 @@ _CAR_HEADERS = (b"\xa2eroots", b"\xa2gversion", b"\xa1gversion")
 _CAR_LENGTHS = range(1, 4)
 
 
-class FetchOptions(NamedTuple):
+class FetchOptions(Record):
     """What the user says of where content may come from. What is not said is for variables to say.
 
     Attributes:
@@ -112,7 +117,7 @@ def _from_content(address: str, environ: Mapping[str, str], fetch: FetchOptions)
         return _copy(file)
 
 
-def _copy(file: "File") -> int:
+def _copy(file: File) -> int:
     """Return a sealed copy of a file of verified content."""
     memory = _new_memory()
     try:

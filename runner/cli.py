@@ -1,4 +1,4 @@
-"""The command line of ww: its commands, and how it ends."""
+"""The command line of ww: its commands, as click reads them."""
 
 import importlib
 import signal
@@ -6,10 +6,8 @@ from typing import Any
 
 import click
 
-from runner.commands.options import DEBUG
 from runner.errors import EXIT_USAGE, WwError
-from runner.inherited import Inherited
-from runner.output import STDERR, write
+from runner.output import STDERR, report, write
 
 # The module and the name of each command. Only that of the command in use is imported.
 _COMMANDS = {
@@ -21,19 +19,22 @@ _COMMANDS = {
     "import": ("runner.commands.import_", "import_"),
     "resolve": ("runner.commands.resolve", "resolve"),
     "run": ("runner.commands.run", "run"),
+    "serve": ("runner.commands.serve", "serve"),
     "send-fds": ("runner.commands.send_fds", "send_fds"),
     "store": ("runner.commands.store", "store"),
     "verify": ("runner.commands.verify", "verify"),
 }
 
 
-def run_program(inherited: Inherited) -> int:
+def run_click(state: dict[str, Any]) -> int:
     """Run the command line of this process and return its exit code.
 
     Args:
-        inherited: The descriptors that this process was started with.
+        state: What :mod:`runner.program` keeps for all commands.
+
+    Raises:
+        Exception: Whatever the command raises, but for what click has to say.
     """
-    state: dict[str, Any] = {"inherited": inherited, DEBUG: False}
     try:
         result = ww.main(prog_name="ww", standalone_mode=False, obj=state)
         return int(result or 0)
@@ -43,38 +44,11 @@ def run_program(inherited: Inherited) -> int:
         write(STDERR, [error.format_message()])
         return EXIT_USAGE
     except click.UsageError as error:
-        return _report(_usage(error), debug=False)
-    except WwError as error:
-        return _report(error, debug=state[DEBUG])
-    except (click.Abort, KeyboardInterrupt):
+        command = error.ctx.command_path if error.ctx else "ww"
+        what = error.format_message().rstrip(".")
+        return report(WwError(command, what, hint=f"see '{command} --help'", code=EXIT_USAGE))
+    except click.Abort:
         return 128 + signal.SIGINT
-    except OSError as error:
-        where = str(error.filename) if error.filename else "system"
-        return _report(WwError(where, error.strerror or str(error)), debug=state[DEBUG])
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        failure = WwError("internal", what, hint="this is a defect of ww; see it with --debug")
-        return _report(failure, debug=state[DEBUG])
-
-
-def _usage(error: click.UsageError) -> WwError:
-    command = error.ctx.command_path if error.ctx else "ww"
-    what = error.format_message().rstrip(".")
-    return WwError(command, what, hint=f"see '{command} --help'", code=EXIT_USAGE)
-
-
-def _report(error: WwError, *, debug: bool) -> int:
-    """Write an error as one line, with the backtrace of a cell below it, and return its code."""
-    lines = [f"ww: error: {error}", *getattr(error, "__notes__", ())]
-    if debug:
-        import traceback
-
-        lines.insert(0, traceback.format_exc().rstrip())
-    try:
-        write(STDERR, lines)
-    except OSError:
-        return error.code  # stderr is gone: the code has to say it
-    return error.code
 
 
 class _Commands(click.Group):

@@ -4,16 +4,9 @@ The sandbox gives it 0, 1 and 2 as standard input, output and error, directories
 files as ``/fd/NAME``. Whatever else was granted would not reach it, and is refused here.
 """
 
-import fcntl
-import os
-import stat
-
-from runner.errors import EXIT_GRANT, EXIT_USAGE, WwError
-from runner.grants.plan import GrantPlan, PlannedGrant
-from sandbox import LAST_STANDARD
-
-_STDIN = 0
-_FILES = "/fd"
+from runner.errors import EXIT_USAGE, WwError
+from runner.grants.plan import GrantPlan, Refusals
+from sandbox import granting
 
 
 def check(grants: GrantPlan, *, ipfs: bool, invoke: str) -> None:
@@ -35,78 +28,5 @@ def check(grants: GrantPlan, *, ipfs: bool, invoke: str) -> None:
                 hint="build the cell for wasm32-wasip1",
                 code=EXIT_USAGE,
             )
-    if any(
-        not entry.is_directory and entry.grant.target > LAST_STANDARD for entry in grants.entries
-    ):
-        _check_no_directory_at_files(grants)
-    for entry in grants.entries:
-        what = _refusal(entry)
-        if what:
-            raise WwError(
-                entry.origin,
-                f"the cell is a component, and {what}",
-                hint="docs/cells.md says what can be granted to one",
-                code=EXIT_GRANT,
-            )
-
-
-def _check_no_directory_at_files(grants: GrantPlan) -> None:
-    """Hold that no directory takes the place of the files, or of one of them.
-
-    Raises:
-        WwError: With code 2.
-    """
-    for entry in grants.entries:
-        path = os.path.normpath("/" + (entry.grant.guest or "").lstrip("/"))
-        if entry.is_directory and (path == _FILES or path.startswith(f"{_FILES}/")):
-            raise WwError(
-                entry.origin,
-                f"a component has its files in {_FILES}: no directory can be there beside them",
-                hint="give it another path, as in --dir HOST:GUEST",
-                code=EXIT_USAGE,
-            )
-
-
-def _refusal(entry: PlannedGrant) -> str:
-    """Return why a grant would not reach a component; empty if it would."""
-    grant = entry.grant
-    if grant.pathlink:
-        return f"has no pathlinks: a file is /fd/{grant.name} to it"
-    if entry.is_directory and grant.target <= LAST_STANDARD:
-        return "it has standard streams at 0, 1 and 2, and no directory"
-    if entry.is_directory:
-        return "" if "r" in grant.mode else "a directory can be granted to it as r or rw only"
-    if grant.target <= LAST_STANDARD:
-        needed = "r" if grant.target == _STDIN else "w"
-        if needed not in grant.mode:
-            return f"its descriptor {grant.target} needs mode={needed}"
-        if grant.target == _STDIN and _would_not_wait(entry.source):
-            return (
-                "its standard input is in non-blocking mode: where there is nothing to read yet, "
-                "it would end"
-            )
-        return ""
-    if "r" not in grant.mode:
-        return "a file can be granted to it as r or rw only, but for its standard output and error"
-    state = None if entry.source is None else os.fstat(entry.source)
-    if state is None or not stat.S_ISREG(state.st_mode):
-        return (
-            f"a {entry.what} can be granted to it as standard input, output or error only "
-            "(target=0, 1 or 2)"
-        )
-    if "w" in grant.mode and fcntl.fcntl(entry.source or 0, fcntl.F_GETFL) & os.O_APPEND:
-        return "a file that is open for appending can be granted to it as r only: it could cut it"
-    if not state.st_nlink:
-        return "a file is opened anew by its name, and this one was deleted or never had any"
-    return ""
-
-
-def _would_not_wait(source: int | None) -> bool:
-    """Tell whether a read of a descriptor fails where others wait.
-
-    The engine's WASI takes that for the end. The mode is not this program's to change: it is of the
-    open file, which others may share.
-    """
-    if source is None or stat.S_ISREG(os.fstat(source).st_mode):
-        return False
-    return bool(fcntl.fcntl(source, fcntl.F_GETFL) & os.O_NONBLOCK)
+    with Refusals():
+        granting.check_component(grants.entries)

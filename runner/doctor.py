@@ -30,7 +30,7 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 # Seconds for the cell, the start of a spawner included. It takes less than one.
 _PATIENCE = 60
 
-# As of a run: see runner.commands.run.
+# As of a run: see runner.launch.
 _NOBODY = 65534
 
 _STDOUT = 1

@@ -28,10 +28,19 @@ class WwError(Exception):
         self.hint = hint
         self.code = code
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Travel between processes; the default would call the class as nobody may."""
+        return _restore, (type(self), self.args), self.__dict__
+
     def __str__(self) -> str:
         """``WHERE: WHAT (HINT)``, on one line and free of control characters."""
         text = f"{self.where}: {self.what}" + (f" ({self.hint})" if self.hint else "")
         return printable(text)
+
+
+def _restore(kind: type[WwError], args: tuple[object, ...]) -> WwError:
+    """Make an error whose attributes come later, as :mod:`pickle` needs it."""
+    return kind.__new__(kind, *args)
 
 
 def printable(text: str) -> str:

@@ -1,11 +1,14 @@
 """The flags that limit a cell: their values to numbers, and back for people."""
 
-import math
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple, NoReturn
+from __future__ import annotations
 
 from runner.errors import EXIT_USAGE, WwError
-from sandbox import Limits
+from sandbox import Limits, Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any, Final, NoReturn
 
 # The longest time: poll(2) counts milliseconds in an int, which ends after 24.8 days.
 MAX_SECONDS: Final = 2_000_000
@@ -55,7 +58,9 @@ def whole_seconds(text: str, flag: str) -> int:
     Raises:
         WwError: As :func:`seconds`.
     """
-    return math.ceil(seconds(text, flag))
+    value = seconds(text, flag)
+    whole = int(value)
+    return whole + (whole < value)
 
 
 def size(text: str, flag: str, least: int = 0) -> int:
@@ -127,7 +132,7 @@ def size_text(value: int) -> str:
     return str(value)
 
 
-class Flag(NamedTuple):
+class Flag(Record):
     """A flag for one limit.
 
     Attributes:

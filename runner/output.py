@@ -36,6 +36,25 @@ def print_on_stderr(lines: list[str]) -> None:
     _print(STDERR, "stderr", lines)
 
 
+def report(error: WwError, *, debug: bool = False) -> int:
+    """Write an error as one line, with the backtrace of a cell below it, and return its code.
+
+    Args:
+        error: The error.
+        debug: Whether to write, before that, where in ww it was raised.
+    """
+    lines = [f"ww: error: {error}", *getattr(error, "__notes__", ())]
+    if debug:
+        import traceback
+
+        lines.insert(0, traceback.format_exc().rstrip())
+    try:
+        write(STDERR, lines)
+    except OSError:
+        return error.code  # stderr is gone: the code has to say it
+    return error.code
+
+
 def _print(fd: int, name: str, lines: list[str]) -> None:
     try:
         write(fd, lines)

@@ -4,7 +4,9 @@ It goes by evidence on this machine, and not by guesses from the error alone; a 
 ``ww doctor`` say the same.
 """
 
+import ctypes
 import errno
+import mmap
 import os
 
 # How many ids a container usually has, from /etc/subuid: enough for 65534 to be one of them.
@@ -28,6 +30,7 @@ _PRIVILEGED = (
     "proc",
     "attach root",
     "pivot_root",
+    "attach",
     "read-only root",
     "directories",
     "network",
@@ -47,7 +50,16 @@ _SINCE = {
     "seccomp": "3.17",
 }
 
+# What in a systemd unit takes a step's calls away, beside SystemCallFilter=; systemd.exec(5).
+_UNIT_SETTINGS = {
+    "namespaces": "RestrictNamespaces=",
+    "session": "ProtectHostname=",
+}
+
 _SCOPE = "systemd-run --user --scope -p Delegate=yes"
+
+# include/uapi/linux/capability.h
+_CAP_SYS_ADMIN = 21
 
 
 def remedy(step: str, number: int) -> str:
@@ -74,6 +86,11 @@ def remedy(step: str, number: int) -> str:
             return _landlock(number)
         case "seccomp":
             return _seccomp(number)
+        case "spawner" if not number and not _may_make_code():
+            return (
+                "no memory may be made executable here, and the engine compiles: lift that for ww "
+                "(a systemd unit: MemoryDenyWriteExecute=no)"
+            )
         case "cgroup" | "cgroup memory" | "cgroup pids":
             return _cgroup()
         case "session" if number == errno.EDQUOT:
@@ -82,7 +99,8 @@ def remedy(step: str, number: int) -> str:
             return "pyroute2 is not installed beside ww: run scripts/install again"
         case "network" if number == errno.EAFNOSUPPORT:
             return "ww may open no netlink socket; of a systemd unit: RestrictAddressFamilies="
-        case "proc" if number == errno.EPERM and not _filtered() and _proc_is_covered():
+        # A filter that forbids mounts would have met the root's before.
+        case "proc" if number == errno.EPERM and _proc_is_covered():
             return (
                 "parts of /proc are covered here, as in a container, so no new one may be mounted; "
                 "run without pathlink, or start the container with an unmasked /proc (docker and "
@@ -91,7 +109,7 @@ def remedy(step: str, number: int) -> str:
     if number == errno.ENOSYS:
         return _no_call(step)
     if step in _PRIVILEGED and number in _REFUSED:
-        return _withheld()
+        return _withheld(step)
     return ""
 
 
@@ -111,20 +129,26 @@ def _user_namespaces(step: str, number: int) -> str:
             return (
                 f"namespaces are switched off here: run 'sudo sysctl -w user.{name}={_USUAL_COUNT}'"
             )
-    if number in _REFUSED and (hint := _withheld()):
+    if number in _REFUSED and (hint := _withheld(step)):
         return hint
+    if number == errno.EACCES:
+        # The kernel itself says EPERM.
+        return f"a security module forbids it: {_read('/sys/kernel/security/lsm') or 'unknown'}"
     if number == errno.ENOSPC:
-        return "too many namespaces exist already, or nesting is forbidden here"
+        return (
+            "nesting is forbidden here, as by 'bwrap --disable-userns': run ww outside of it; or "
+            "too many namespaces exist already"
+        )
     if step == "namespaces" and number == errno.EPERM:
         # A chroot whose root is a mount does not show.
         return "the kernel allows none in a chroot: if this is one, run ww outside of it"
     return ""
 
 
-def _withheld() -> str:
+def _withheld(step: str) -> str:
     """Explain why something is refused that the kernel alone would allow."""
-    # Neither setting is for root.
-    if os.geteuid() != 0:
+    # Neither setting is for who administers the machine; a container's root does not.
+    if not _administers():
         if _read(_DEBIAN_SYSCTL) == "0":
             return (
                 "user namespaces are switched off here: run 'sudo sysctl -w "
@@ -137,7 +161,7 @@ def _withheld() -> str:
                 "'userns,'"
             )
     if _filtered():
-        return _lift("a system call filter, as a container's, forbids it")
+        return _lift("a system call filter, as a container's, forbids it", step)
     profile = _apparmor_profile()
     if profile:
         return (
@@ -150,21 +174,22 @@ def _withheld() -> str:
 def _no_call(step: str) -> str:
     """Explain ENOSYS: a filter can answer with it, and so does a kernel without the call."""
     if _filtered():
-        return _lift("a system call filter, as a container's, hides it")
+        return _lift("a system call filter, as a container's, hides it", step)
     since = _SINCE.get(step)
     return f"Linux {since} or newer has it, and this is {os.uname().release}" if since else ""
 
 
-def _lift(what: str) -> str:
+def _lift(what: str, step: str) -> str:
+    unit = ", ".join(filter(None, (_UNIT_SETTINGS.get(step, ""), "SystemCallFilter=")))
     return (
         f"{what}: run ww under one that allows it (docker and podman: --security-opt "
-        "seccomp=unconfined; a systemd unit: RestrictNamespaces=, SystemCallFilter=)"
+        f"seccomp=unconfined; a systemd unit: {unit})"
     )
 
 
 def _landlock(number: int) -> str:
     if number in _REFUSED or (number in (0, errno.ENOSYS) and _filtered()):
-        return _lift("a system call filter, as a container's, may hide it")
+        return _lift("a system call filter, as a container's, may hide it", "landlock")
     modules = _read("/sys/kernel/security/lsm")
     if number == errno.EOPNOTSUPP or (modules and "landlock" not in modules.split(",")):
         first = f"landlock,{modules}" if modules else "landlock,..."
@@ -177,7 +202,7 @@ def _seccomp(number: int) -> str:
         return "install the library libseccomp: apt-get install libseccomp2"
     if number in (errno.EINVAL, errno.ENOSYS) and not _filtered():
         return "this kernel has no system call filters (CONFIG_SECCOMP_FILTER)"
-    return _lift("a system call filter, as a container's, forbids another")
+    return _lift("a system call filter, as a container's, forbids another", "seccomp")
 
 
 def _cgroup() -> str:
@@ -193,6 +218,32 @@ def _cgroup() -> str:
 def _filtered() -> bool:
     """Tell whether a system call filter is upon ww, and so upon the jail; proc_pid_status(5)."""
     return "Seccomp:\t2" in _read("/proc/self/status")
+
+
+def _capable(number: int) -> bool:
+    """Tell whether ww has a capability, in the user namespace that it is in; proc_pid_status(5)."""
+    for line in _read("/proc/self/status").splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff":
+            return bool(int(value, 16) & 1 << number)
+    return False
+
+
+def _administers() -> bool:
+    """Tell whether ww has root's right over the machine, and not over a namespace only."""
+    return _capable(_CAP_SYS_ADMIN) and not _root_of_few_ids()
+
+
+def _may_make_code() -> bool:
+    """Tell whether memory that was written may be made executable, by doing it; mprotect(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with mmap.mmap(-1, mmap.PAGESIZE) as memory:
+        page = ctypes.c_char.from_buffer(memory)
+        start = ctypes.c_void_p(ctypes.addressof(page))
+        made = libc.mprotect(start, ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ | mmap.PROT_EXEC)
+        # The memory cannot be unmapped while something refers to it.
+        del page
+    return bool(made == 0)
 
 
 def _apparmor_profile() -> str:

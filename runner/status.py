@@ -3,15 +3,20 @@
 A cell can end with any exit code; this says which ones were its own.
 """
 
-import json
+from __future__ import annotations
+
 import os
-from collections.abc import Mapping
 
 from runner.errors import EXIT_GRANT, WwError
-from runner.grants.kernel import describe
-from runner.grants.plan import GrantPlan
-from runner.inherited import Inherited
-from sandbox import Outcome
+from sandbox import granting
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from runner.grants.plan import GrantPlan
+    from runner.inherited import Inherited
+    from sandbox import Outcome
 
 _ORIGIN = "--status-fd"
 
@@ -26,6 +31,10 @@ class Status:
     def start(self, address: str) -> None:
         """Tell that the plan stands and the cell is about to be looked for."""
         self._event({"event": "start", "cell": address, "pid": os.getpid()})
+
+    def server(self, path: str) -> None:
+        """Tell that a server runs the cell, by the path of its socket."""
+        self._event({"event": "server", "socket": path})
 
     def grants(self, plan: GrantPlan) -> None:
         """Tell each named grant, in target order."""
@@ -66,6 +75,8 @@ class Status:
         """
         if self._fd is None:
             return
+        import json
+
         data = (json.dumps(event) + "\n").encode()
         try:
             while data:
@@ -85,7 +96,7 @@ def open_status(fd: int | None, inherited: Inherited) -> Status:
         return Status(None)
     if fd not in inherited.sources:
         raise WwError(_ORIGIN, f"fd {fd} is not open", hint=f"open it: {fd}>FILE", code=EXIT_GRANT)
-    found = describe(fd)
+    found = granting.describe(fd)
     if found.mode is None or "w" not in found.mode or found.directory:
         raise WwError(_ORIGIN, f"fd {fd}, a {found.what}, is not open for writing", code=EXIT_GRANT)
     return Status(fd)

@@ -1,16 +1,12 @@
 """One run of one cell, from the frozen plan to the exit code."""
 
-import fcntl
+from __future__ import annotations
+
 import os
 import select
-import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runner.cells import FetchOptions, is_component, open_cell
+from runner.digest import sha256_of
 from runner.errors import (
     EXIT_CANNOT_RUN,
     EXIT_FAILURE,
@@ -20,19 +16,29 @@ from runner.errors import (
     WwError,
     printable,
 )
-from runner.grants.plan import GrantPlan
-from runner.grants.preopens import IPFS
-from runner.limits import size, size_text
+from runner.grants.plan import IPFS
 from runner.output import STDERR
-from runner.status import Status
-from sandbox import Grant, Isolation, Limits, Network, Outcome, Plan, Spawner, SpawnerError
+from runner.signals import signal
+from runner.spawners import cache_size as cache_size
+from runner.spawners import discard, socket_path, start
+from sandbox import Plan, Record, Spawner, SpawnerError, as_before
+from sandbox import cache_home as cache_home
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import FrameType
+    from typing import Any
+
+    from runner.grants.plan import GrantPlan
     from runner.ipfs import Ipfs
     from runner.progress import Compiling
+    from runner.spawners import HeadStart
+    from runner.status import Status
+    from sandbox import Grant, Isolation, Limits, Network, Outcome
 
 
-class _Limit(NamedTuple):
+class _Limit(Record):
     """How a limit is called in an error, and the flag that sets it."""
 
     what: str
@@ -52,15 +58,11 @@ _LIMITS = {
 # Characters of a warning while a cell runs: what a pipe has room for if it has any (pipe(7)).
 _LONGEST_WARNING = 1000
 
-# Room for the forms of some of the largest interpreters, and of hundreds of ordinary cells.
-_CACHE_SIZE = "WW_CACHE_SIZE"
-_DEFAULT_CACHE_SIZE = 2 << 30
-
 # The signals that ask a program to end; ww ends its cell first.
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
-class Run(NamedTuple):
+class Run(Record):
     """What is to be run.
 
     Attributes:
@@ -81,6 +83,7 @@ class Run(NamedTuple):
         fetch: Where content may come from, and whether to tell of what takes its time.
         invoke: The function to call in place of its start; empty for that.
         trap_unknown: Whether functions that it imports and nobody offers trap when called.
+        served: Whether a server may run it.
     """
 
     address: str
@@ -100,6 +103,7 @@ class Run(NamedTuple):
     fetch: FetchOptions = FetchOptions()
     invoke: str = ""
     trap_unknown: bool = False
+    served: bool = True
 
 
 class Ended(BaseException):
@@ -114,17 +118,24 @@ class Ended(BaseException):
         self.signal = number
 
 
-def run(what: Run, environ: Mapping[str, str], status: Status, signals: "Signals") -> int:
+def run(
+    what: Run,
+    environ: Mapping[str, str],
+    status: Status,
+    signals: Signals,
+    head_start: HeadStart,
+) -> int:
     """Run a cell and return the exit code for it.
 
-    The spawner starts first and gets ready while the cell is looked for. Whatever happens, it
-    has ended, and the cell with it, when this returns or raises.
+    The spawner gets ready while the cell is looked for. Whatever happens, it has ended, and the
+    cell with it, when this returns or raises. A server goes on, but the cell has ended as well.
 
     Args:
         what: The run.
         environ: ww's own environment.
         status: Where events go.
         signals: What may ask ww to end meanwhile.
+        head_start: Where the spawner is, if it was started before.
 
     Raises:
         WwError: If no cell came to run, or it ended in another way than by itself.
@@ -132,33 +143,23 @@ def run(what: Run, environ: Mapping[str, str], status: Status, signals: "Signals
     """
     status.start(what.address)
     status.grants(what.grants)
-    spawner = start_spawner(environ, debug=what.debug)
+    spawner = head_start.take(environ, debug=what.debug, server=what.served)
     try:
         cell = open_cell(what.address, environ, what.fetch)
-        component = is_component(cell)
-        if component:
-            from runner.component import check
-
-            check(what.grants, ipfs=what.ipfs, invoke=what.invoke)
-        plan = Plan(
-            grants=what.grants.grants,
-            argv=(what.address, *what.args),
-            env=what.env,
-            uid=what.uid,
-            gid=what.gid,
-            digest=cell_digest(cell),
-            limits=what.limits,
-            network=what.network,
-            required=what.required,
-            isolation=what.isolation,
-            content=IPFS if what.ipfs else "",
-            terminals=what.terminals,
-            component=component,
-            invoke=what.invoke,
-            trap_unknown=what.trap_unknown,
-        )
+        plan = _plan(what, cell)
+        server = None if isinstance(spawner, Spawner) else socket_path(environ)
+        if server is not None and not spawner.is_open():
+            # It has ended meanwhile, and knows nothing of the run.
+            discard(spawner)
+            spawner, server = start(environ, debug=what.debug), None
+        if server is not None:
+            status.server(server)
+    except BaseException:
+        discard(spawner)
+        raise
+    try:
         sources = [_source(e.grant, e.source) for e in what.grants.entries]
-        with _as_before(sources), signals.grace(what.grace):
+        with as_before(sources), signals.grace(what.grace):
             outcome = spawner.run(
                 plan,
                 cell,
@@ -168,9 +169,10 @@ def run(what: Run, environ: Mapping[str, str], status: Status, signals: "Signals
                 compiling(what.address, cell, environ, forced=what.fetch.progress == "plain"),
             )
     except SpawnerError as error:
-        raise WwError(
-            "spawner", str(error), hint="run 'ww run --debug' to see why", code=EXIT_FAILURE
-        ) from error
+        hint = "run 'ww run --debug' to see why"
+        if server is not None:
+            hint = f"the server at {server} was stopped or has failed; nothing is run again"
+        raise WwError("spawner", str(error), hint=hint, code=EXIT_FAILURE) from error
     finally:
         spawner.close()
     try:
@@ -182,18 +184,39 @@ def run(what: Run, environ: Mapping[str, str], status: Status, signals: "Signals
     return code
 
 
-def cell_digest(cell: int) -> str:
-    """Return the SHA-256 of a cell's bytes, by which its compiled form is known."""
-    import hashlib
+def _plan(what: Run, cell: int) -> Plan:
+    """Return what the spawner is told of a run.
 
-    with open(cell, "rb", buffering=0, closefd=False) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    os.lseek(cell, 0, os.SEEK_SET)
-    return digest
+    Raises:
+        WwError: If the cell is a component, and was granted what such a cell has no use for.
+    """
+    component = is_component(cell)
+    if component:
+        from runner.component import check
+
+        check(what.grants, ipfs=what.ipfs, invoke=what.invoke)
+    return Plan(
+        grants=what.grants.grants,
+        argv=(what.address, *what.args),
+        env=what.env,
+        uid=what.uid,
+        gid=what.gid,
+        digest=sha256_of(cell),
+        limits=what.limits,
+        network=what.network,
+        required=what.required,
+        isolation=what.isolation,
+        content=IPFS if what.ipfs else "",
+        terminals=what.terminals,
+        component=component,
+        invoke=what.invoke,
+        trap_unknown=what.trap_unknown,
+    )
 
 
-def _content(environ: Mapping[str, str], fetch: FetchOptions) -> Callable[[], "Ipfs"]:
+def _content(environ: Mapping[str, str], fetch: FetchOptions) -> Callable[[], Ipfs]:
     """Return what makes the content of /ipfs, when a cell asks for it first."""
+    from contextlib import suppress
 
     def warn(text: str) -> None:
         line = f"ww: warning: {printable(text)[:_LONGEST_WARNING]}\n"
@@ -204,7 +227,7 @@ def _content(environ: Mapping[str, str], fetch: FetchOptions) -> Callable[[], "I
             with suppress(OSError):
                 os.write(2, line.encode(errors="backslashreplace"))
 
-    def make() -> "Ipfs":
+    def make() -> Ipfs:
         from runner.ipfs import Ipfs
 
         return Ipfs(environ, warn, fetch)
@@ -212,35 +235,9 @@ def _content(environ: Mapping[str, str], fetch: FetchOptions) -> Callable[[], "I
     return make
 
 
-def cache_home(environ: Mapping[str, str]) -> str | None:
-    """Return the directory for what ww can make anew, or ``None`` if there is no home.
-
-    ``$WW_HOME/cache``, else ``$XDG_CACHE_HOME/ww``, else ``~/.cache/ww`` (XDG base directory
-    specification: relative paths in its variables are ignored).
-    """
-    for variable, rest in (("WW_HOME", "cache"), ("XDG_CACHE_HOME", "ww"), ("HOME", ".cache/ww")):
-        base = environ.get(variable, "")
-        if os.path.isabs(base):
-            return os.path.join(base, rest)
-    return None
-
-
-def cache_size(environ: Mapping[str, str]) -> int | None:
-    """Return how many bytes the compiled forms of cells may have together, ``$WW_CACHE_SIZE``.
-
-    Returns:
-        ``None`` for no bound.
-
-    Raises:
-        WwError: With code 2 if that is not well formed.
-    """
-    text = environ.get(_CACHE_SIZE) or size_text(_DEFAULT_CACHE_SIZE)
-    return None if text == "none" else size(text, _CACHE_SIZE)
-
-
 def compiling(
     address: str, cell: int, environ: Mapping[str, str], *, forced: bool
-) -> "Callable[[], Compiling | None]":
+) -> Callable[[], Compiling | None]:
     """Return what makes what tells people of a compilation, if anything is to tell them.
 
     Args:
@@ -251,7 +248,7 @@ def compiling(
     """
     bytes_of_it = os.fstat(cell).st_size
 
-    def make() -> "Compiling | None":
+    def make() -> Compiling | None:
         # One on which a line can be replaced.
         terminal = os.isatty(STDERR) and environ.get("TERM", "dumb") != "dumb"
         if not terminal and not forced:
@@ -263,66 +260,12 @@ def compiling(
     return make
 
 
-def start_spawner(environ: Mapping[str, str], *, debug: bool) -> Spawner:
-    """Start a spawner that uses the cache.
-
-    Raises:
-        WwError: If it cannot be started; with code 2 if a variable is not well formed.
-    """
-    cache, most = cache_home(environ), cache_size(environ)
-    try:
-        return Spawner.start(cache, cache_size=most, debug=debug)
-    except OSError as error:
-        raise WwError(sys.executable, f"the spawner cannot be started: {error.strerror}") from error
-
-
 def _source(grant: Grant, number: int | None) -> int:
     """Return a planned source, or /dev/null in the grant's mode where none is planned."""
     if number is not None:
         return number
     flags = {"r": os.O_RDONLY, "w": os.O_WRONLY, "rw": os.O_RDWR}[grant.mode]
     return os.open("/dev/null", flags | os.O_CLOEXEC)
-
-
-@contextmanager
-def _as_before(sources: list[int]) -> Iterator[None]:
-    """Put back what a cell has changed of open files and terminals that it shares with others.
-
-    Flags belong to the open file and not to the descriptor: a terminal that stays non-blocking
-    would confuse the shell. A terminal's settings are out of a cell's reach, unless it has broken
-    out of the engine and the system call filter.
-    """
-    flags = {fd: fcntl.fcntl(fd, fcntl.F_GETFL) for fd in sources}
-    terminals = {fd: _terminal(fd) for fd in sources if os.isatty(fd)}
-    try:
-        yield
-    finally:
-        # What was moved is closed, and was its receiver's to change.
-        for fd, before in flags.items():
-            with suppress(OSError):
-                if fcntl.fcntl(fd, fcntl.F_GETFL) != before:
-                    fcntl.fcntl(fd, fcntl.F_SETFL, before)
-        for fd, settings in terminals.items():
-            _restore(fd, settings)
-
-
-def _terminal(fd: int) -> list[Any]:
-    """Return a terminal's settings; tcgetattr(3)."""
-    import termios
-
-    return termios.tcgetattr(fd)
-
-
-def _restore(fd: int, settings: list[Any]) -> None:
-    """Put a terminal's settings back if they have changed; tcsetattr(3)."""
-    import termios
-
-    with suppress(termios.error):
-        if termios.tcgetattr(fd) != settings:
-            # A job in the background may not do it, and would be stopped (tcsetattr(3)).
-            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
-            termios.tcsetattr(fd, termios.TCSANOW, settings)
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _give_up(cell: int, grants: GrantPlan) -> None:
@@ -356,8 +299,8 @@ class Signals:
         self._over = False
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "Signals":
-        caught = [s for s in _ENDING if signal.getsignal(s) is not signal.SIG_IGN]
+    def __enter__(self) -> Signals:
+        caught = [s for s in _ENDING if signal.getsignal(s) != signal.SIG_IGN]
         self._before = {s: signal.signal(s, self._end) for s in (*caught, signal.SIGALRM)}
         return self
 
@@ -371,27 +314,16 @@ class Signals:
             signal.signal(number, signal.SIG_DFL if default else handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
-    @contextmanager
-    def grace(self, seconds: float) -> Iterator[None]:
-        """Let what runs in this block go on for so long after the first signal.
+    def grace(self, seconds: float) -> _Grace:
+        """Return a ``with`` block in which what runs may go on for so long after the first signal.
 
-        A second signal ends it at once. However it ends, the signal was what ended ww.
+        A second signal ends it at once. However it ends, the signal was what ended ww:
+        :class:`Ended` is raised when the time is over, or the block is.
 
         Args:
             seconds: 0 for no grace.
-
-        Raises:
-            Ended: When the time is over, or the block is.
         """
-        self._grace = seconds
-        try:
-            yield
-        finally:
-            self._grace = 0.0
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        if self._first is not None:
-            self._over = True
-            raise Ended(self._first)
+        return _Grace(self, seconds)
 
     def _end(self, number: int, _frame: FrameType | None) -> None:
         if self._over:
@@ -402,6 +334,25 @@ class Signals:
             return
         self._over = True
         raise Ended(self._first or number)
+
+
+class _Grace:
+    """The ``with`` block that :meth:`Signals.grace` returns."""
+
+    def __init__(self, signals: Signals, seconds: float) -> None:
+        self._signals = signals
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        self._signals._grace = self._seconds
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        signals = self._signals
+        signals._grace = 0.0
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if kind is None and signals._first is not None:
+            signals._over = True
+            raise Ended(signals._first)
 
 
 def exit_code(address: str, outcome: Outcome) -> int:
@@ -444,7 +395,9 @@ def exit_code(address: str, outcome: Outcome) -> int:
                 code=EXIT_JAIL,
             )
         case "signal":
-            names = {s.value: s.name for s in signal.Signals}
+            from signal import Signals as Names
+
+            names = {s.value: s.name for s in Names}
             name = names.get(outcome.code, f"signal {outcome.code}")  # realtime ones have no name
             raise WwError(address, f"the cell was ended by {name}", code=128 + outcome.code)
         case "fault" | "stale":

@@ -13,7 +13,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -39,6 +39,7 @@ class _Files(NamedTuple):
 
     Attributes:
         memory: The limit of memory.
+        unlimited: What is no limit of it.
         no_swap: What forbids swap, best first: a file, and what is written to it. ``{}`` is the
             limit of memory: version 1 counts memory and swap together.
         whole: What makes the kernel kill all processes of the group and not one, or "".
@@ -49,6 +50,7 @@ class _Files(NamedTuple):
     """
 
     memory: str
+    unlimited: str
     no_swap: tuple[tuple[str, str], ...]
     whole: str
     killed: str
@@ -60,6 +62,7 @@ class _Files(NamedTuple):
 _FILES: Final = {
     1: _Files(
         memory="memory.limit_in_bytes",
+        unlimited="-1",
         no_swap=(("memory.memsw.limit_in_bytes", "{}"), ("memory.swappiness", "0")),
         whole="",
         killed="memory.oom_control",
@@ -69,6 +72,7 @@ _FILES: Final = {
     ),
     2: _Files(
         memory="memory.max",
+        unlimited="max",
         no_swap=(("memory.swap.max", "0"),),
         whole="memory.oom.group",
         killed="memory.events",
@@ -146,9 +150,10 @@ def reason() -> str:
 class Cgroup:
     """The control group of one cell's process.
 
-    A child that is to be in it from its first instruction is cloned with :attr:`clone_into` and
-    calls :meth:`join` first of all. That is fast. A process that is moved by another, as
-    :meth:`add` does, makes the kernel wait until all processors have seen it: 5 to 15 ms.
+    A child that is to be in it from its first instruction is cloned with :attr:`clone_into`, and
+    calls :func:`join` with :attr:`joins` first of all. That is fast. A process that is moved by
+    another, as :meth:`add` does, makes the kernel wait until all processors have seen it: 5 to
+    15 ms.
     """
 
     def __init__(self, place: Place) -> None:
@@ -156,8 +161,10 @@ class Cgroup:
         self._files = _FILES[place.version]
         self._memory: _Directory | None = None
         self._pids: _Directory | None = None
-        self._joins: list[int] = []
         self._events: int | None = None
+        self._limits: tuple[int | None, int | None] = (None, None)
+        # What :func:`join` takes: descriptors that are open as long as the group is there.
+        self.joins: list[int] = []
 
     @classmethod
     def create(
@@ -197,8 +204,11 @@ class Cgroup:
                 self._memory = _Directory(place.memory, name)
             if pids is not None:
                 self._pids = _Directory(place.pids, name)
+        self._limits = memory, pids
         if self._memory is not None and memory is not None:
-            self._limit_memory(self._memory, memory)
+            self._limit_memory(self._memory, memory, rises=False)
+            if self._files.whole:
+                self._memory.write(self._files.whole, "1")
         if self._pids is not None and pids is not None:
             self._pids.write("pids.max", str(pids))
             if self._files.polled:
@@ -206,18 +216,41 @@ class Cgroup:
                 # Only what happens after the first reading counts as a change (fs/kernfs/file.c).
                 os.pread(self._events, 256, 0)
         if self._files.join:
-            self._joins = [d.open(self._files.join, os.O_WRONLY) for d in self._directories()]
+            self.joins = [d.open(self._files.join, os.O_WRONLY) for d in self._directories()]
 
-    def _limit_memory(self, directory: "_Directory", memory: int) -> None:
-        directory.write(self._files.memory, str(memory))
+    def limit(self, memory: int | None, pids: int | None) -> None:
+        """Set other limits than it was made with, before what they are for begins.
+
+        Args:
+            memory: As of :meth:`create`, with a limit.
+            pids: Likewise.
+
+        Raises:
+            OSError: EBUSY if more memory is in use already; as write(2) says.
+        """
+        before, self._limits = self._limits, (memory, pids)
+        if self._memory is not None and memory != before[0]:
+            rises = memory is None or (before[0] is not None and memory > before[0])
+            self._limit_memory(self._memory, memory, rises=rises)
+        if self._pids is not None and pids != before[1]:
+            self._pids.write("pids.max", "max" if pids is None else str(pids))
+
+    def _limit_memory(self, directory: "_Directory", memory: int | None, *, rises: bool) -> None:
+        text = self._files.unlimited if memory is None else str(memory)
+        # Version 1 has a limit of memory and one of both together, which is never the lower one.
+        if rises:
+            self._forbid_swap(directory, text)
+        directory.write(self._files.memory, text)
+        if not rises:
+            self._forbid_swap(directory, text)
+
+    def _forbid_swap(self, directory: "_Directory", memory: str) -> None:
         for name, value in self._files.no_swap:
             try:
                 directory.write(name, value.format(memory))
                 break
             except FileNotFoundError:
                 continue  # this kernel does not count swap (swapaccount=0)
-        if self._files.whole:
-            directory.write(self._files.whole, "1")
 
     def _directories(self) -> Iterator["_Directory"]:
         if self._memory is not None:
@@ -227,23 +260,10 @@ class Cgroup:
 
     @property
     def clone_into(self) -> int | None:
-        """What clone3(2) takes with CLONE_INTO_CGROUP, or ``None`` where :meth:`join` does it."""
+        """What clone3(2) takes with CLONE_INTO_CGROUP, or ``None`` where :func:`join` does it."""
         if self._files.join or self._memory is None:
             return None
         return self._memory.fd
-
-    def join(self) -> None:
-        """Put this process in, unless clone3(2) did; called in the child, before anything else.
-
-        The descriptors it uses were opened by the spawner, so it works in a new user namespace.
-        A process with one thread that moves itself needs no lock that all others must have seen
-        (cgroup_procs_write_start() of kernel/cgroup/cgroup.c).
-
-        Raises:
-            OSError: ENODEV if the group is gone.
-        """
-        for fd in self._joins:
-            os.write(fd, b"0")
 
     def add(self, pid: int) -> None:
         """Put another process in.
@@ -298,12 +318,29 @@ class Cgroup:
             Whether it is gone. If not, a process in it cannot die yet, and the next
             :func:`sweep` after this spawner's end tries again.
         """
-        for fd in (*self._joins, *([] if self._events is None else [self._events])):
+        for fd in (*self.joins, *([] if self._events is None else [self._events])):
             os.close(fd)
-        self._joins, self._events = [], None
+        self.joins, self._events = [], None
         gone = [directory.remove() for directory in self._directories()]
         self._memory = self._pids = None
         return all(gone)
+
+
+def join(joins: Sequence[int]) -> None:
+    """Put this process in a group, unless clone3(2) did; called in the child, before all else.
+
+    The descriptors were opened by the spawner, so it works in a new user namespace. A process with
+    one thread that moves itself needs no lock that all others must have seen
+    (cgroup_procs_write_start() of kernel/cgroup/cgroup.c).
+
+    Args:
+        joins: The group's :attr:`Cgroup.joins`.
+
+    Raises:
+        OSError: ENODEV if the group is gone.
+    """
+    for fd in joins:
+        os.write(fd, b"0")
 
 
 class _Directory:
@@ -431,6 +468,10 @@ def _find() -> Place:
         try:
             place = _choose(standing)
             kept = (place.memory, place.pids)
+            if place.version == 2 and standing.unified is not None:
+                # It may be the leader that this process counts on, by a lock that is lost when any
+                # descriptor of it is closed; see delegation._count_on().
+                kept += (standing.unified,)
         except delegation.Moved:
             pass
         else:

@@ -1,102 +1,53 @@
 """The runner's side of the spawner: start it, hand it a plan, learn how the cell ended."""
 
+from __future__ import annotations
+
 import os
 import select
-import signal
-import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing, suppress
-from typing import TYPE_CHECKING, Protocol
 
 from sandbox import wire
 from sandbox.errors import SpawnerError
+from sandbox.light import signal, socket, suppress
 from sandbox.outcome import Outcome, limit
-from sandbox.plan import Plan
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import NoReturn
+
+    from sandbox.plan import Plan
+    from sandbox.progress import Progress
     from sandbox.serving import Content, Server
+
 
 # The path is the caller's: without `site` the interpreter starts sooner and runs no .pth file.
 _BOOT = """
-import sys
-sys.path[:] = sys.argv[3:]
-del sys.argv[3:]
+import gc, sys
+gc.disable()
+sys.path[:] = sys.argv[8:]
+del sys.argv[8:]
 from sandbox.spawner import main
 main()
 """
 
 # A spawner that was asked to end needs a moment to kill its cell; then it is killed itself.
 _PATIENCE_MS = 2000
+# Seconds for a server's greeting. It gives that at once, unless it is being started.
+_GREETING_PATIENCE = 5.0
+# struct ucred of unix(7): pid, uid, gid, of 32 bits each.
+_CREDENTIALS = 12
 # How often progress is shown.
 _TICK_MS = 200
 
 
-class Progress(Protocol):
-    """What shows people that a cell is being compiled."""
+class Connection:
+    """A connection to a spawner, which runs one cell at a time; more run on others."""
 
-    def show(self, elapsed: float) -> None:
-        """Show it now, so many seconds after it has begun; called several times a second."""
-
-    def end(self) -> None:
-        """Take away what was shown, because what follows may be written at the same place."""
-
-
-class Spawner:
-    """A spawner process, which lives until :meth:`close`, or as long as its starter.
-
-    Start it before the cell is known: the two take their time side by side.
-    """
-
-    def __init__(self, pid: int, channel: socket.socket) -> None:
-        """Wrap a process that :meth:`start` made."""
-        self.pid = pid
+    def __init__(self, channel: socket.socket) -> None:
+        """Take over a connected socket."""
         self._channel = channel
-        self._process = os.pidfd_open(pid)
-
-    @classmethod
-    def start(
-        cls, cache: str | None, *, cache_size: int | None = None, debug: bool = False
-    ) -> "Spawner":
-        """Start a spawner with an empty environment and no descriptor of the caller's.
-
-        Args:
-            cache: Directory for compiled forms, or ``None``.
-            cache_size: Bytes that those of cells may have together; ``None`` for no bound.
-            debug: Let the process write tracebacks to the caller's stderr.
-
-        Raises:
-            OSError: If the process cannot be started.
-        """
-        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        path = [root, *(p for p in sys.path if os.path.isabs(p) and p != root)]
-        bound = "" if cache_size is None else str(cache_size)
-        argv = [sys.executable, "-I", "-S", "-c", _BOOT, cache or "", bound, *path]
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        actions = (
-            (os.POSIX_SPAWN_DUP2, theirs.fileno(), wire.SPAWNER_FD),
-            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
-            (os.POSIX_SPAWN_DUP2, 0, 1),
-            # Duplicating a descriptor onto itself clears its FD_CLOEXEC (posix_spawn(3)).
-            (os.POSIX_SPAWN_DUP2, 2 if debug else 0, 2),
-        )
-        try:
-            pid = os.posix_spawn(
-                sys.executable,
-                argv,
-                {},
-                file_actions=actions,
-                setsid=True,  # a terminal's signals are for ww, which ends its cell itself
-                setsigmask=(),
-                setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        return cls(pid, ours)
 
     def run(
         self,
@@ -104,8 +55,8 @@ class Spawner:
         cell: int,
         sources: Sequence[int],
         on_start: Callable[[], None] = lambda: None,
-        content: "Callable[[], Content] | None" = None,
-        progress: "Callable[[], Progress | None]" = lambda: None,
+        content: Callable[[], Content] | None = None,
+        progress: Callable[[], Progress | None] = lambda: None,
     ) -> Outcome:
         """Run a cell and wait for its end.
 
@@ -123,34 +74,37 @@ class Spawner:
             SpawnerError: If the spawner ends before it tells how the cell ended.
         """
         running: list[int] = []
-        with ExitStack() as stack:
-            stack.callback(_end, running)
-            server = None if content is None else _server(content, plan)
-            sent = [cell, *sources]
+        server = None if content is None else _server(content, plan)
+        sent = [cell, *sources]
+        try:
+            if server is not None:
+                sent.append(server.theirs.fileno())
+            wire.send(self._channel, plan.encode(), sent)
+            while (message := self._receive(server, running)) is not None:
+                payload, fds = message
+                running += fds
+                if payload == wire.STARTED:
+                    on_start()
+                elif payload == wire.COMPILING:
+                    self._show(progress)
+                elif payload == wire.COMPILED:
+                    wire.send(self._channel, wire.GO_ON)
+                elif server is not None and server.out_of_time:
+                    return limit("cpu", "while ww served its content")
+                else:
+                    return Outcome.decode(payload)
+        except (OSError, EOFError, ValueError) as error:
+            raise SpawnerError(f"the connection to the spawner broke: {error}") from error
+        finally:
             try:
                 if server is not None:
-                    stack.enter_context(closing(server))
-                    sent.append(server.theirs.fileno())
-                wire.send(self._channel, plan.encode(), sent)
-                while (message := self._receive(server, running)) is not None:
-                    payload, fds = message
-                    running += fds
-                    if payload == wire.STARTED:
-                        on_start()
-                    elif payload == wire.COMPILING:
-                        self._show(progress)
-                    elif payload == wire.COMPILED:
-                        wire.send(self._channel, wire.GO_ON)
-                    elif server is not None and server.out_of_time:
-                        return limit("cpu", "while ww served its content")
-                    else:
-                        return Outcome.decode(payload)
-            except (OSError, EOFError, ValueError) as error:
-                raise SpawnerError(f"the connection to the spawner broke: {error}") from error
+                    server.close()
+            finally:
+                _end(running)
         raise SpawnerError("the spawner ended before the cell did")
 
     def compile(
-        self, plan: Plan, cell: int, progress: "Callable[[], Progress | None]" = lambda: None
+        self, plan: Plan, cell: int, progress: Callable[[], Progress | None] = lambda: None
     ) -> tuple[Outcome, bool]:
         """Put a cell's compiled form into the cache, unless it is there, and run nothing.
 
@@ -179,7 +133,7 @@ class Spawner:
             raise SpawnerError(f"the connection to the spawner broke: {error}") from error
         raise SpawnerError("the spawner ended before the compilation did")
 
-    def _show(self, progress: "Callable[[], Progress | None]") -> None:
+    def _show(self, progress: Callable[[], Progress | None]) -> None:
         """Show that a cell is compiled, until there is something else to hear of the spawner."""
         begun = time.monotonic()
         shown = progress()
@@ -194,7 +148,7 @@ class Spawner:
             shown.end()
 
     def _receive(
-        self, server: "Server | None", running: Sequence[int]
+        self, server: Server | None, running: Sequence[int]
     ) -> tuple[bytes, list[int]] | None:
         """Receive the spawner's next message, and serve content until it comes.
 
@@ -217,9 +171,112 @@ class Spawner:
                 _kill(running)
         return wire.receive(self._channel)
 
+    def is_open(self) -> bool:
+        """Tell whether the other side is still there, as far as can be seen before it is asked."""
+        gone = select.poll()
+        gone.register(self._channel, select.POLLRDHUP)
+        return not gone.poll(0)
+
+    def close(self) -> None:
+        """End the connection, and the cell that runs on it, and wait until that is gone.
+
+        From another thread than the one that runs the cell it ends that too: :meth:`run` raises.
+        """
+        with suppress(OSError):
+            self._channel.shutdown(socket.SHUT_WR)
+            gone = select.poll()
+            gone.register(self._channel, select.POLLRDHUP)
+            gone.poll(_PATIENCE_MS)
+            # One that somebody has stopped does not answer; a thread that waits for it goes on.
+            self._channel.shutdown(socket.SHUT_RDWR)
+        self._channel.close()
+
+
+class Spawner(Connection):
+    """A spawner process, which lives until :meth:`close`, or as long as its starter.
+
+    It is a connection by itself, the first. Start it before the cell is known: the two take their
+    time side by side.
+    """
+
+    def __init__(self, pid: int, door: socket.socket) -> None:
+        """Wrap a process that :meth:`start` made."""
+        self.pid = pid
+        self._door = door
+        self._process = os.pidfd_open(pid)
+        super().__init__(self._enter())
+
+    @classmethod
+    def start(
+        cls,
+        cache: str | None,
+        *,
+        cache_size: int | None = None,
+        jails: int = 0,
+        debug: bool = False,
+    ) -> Spawner:
+        """Start a spawner with an empty environment and no descriptor of the caller's.
+
+        Args:
+            cache: Directory for compiled forms, or ``None``.
+            cache_size: Bytes that those of cells may have together; ``None`` for no bound.
+            jails: How many jails it keeps ready for cells to come. Each is a process, and makes one
+                cell start sooner.
+            debug: Let the process write tracebacks to the caller's stderr.
+
+        Raises:
+            OSError: If the process cannot be started.
+        """
+        argv, path = _command(cache, cache_size, jails)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        actions = (
+            (os.POSIX_SPAWN_DUP2, theirs.fileno(), wire.SPAWNER_FD),
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
+            (os.POSIX_SPAWN_DUP2, 0, 1),
+            # Duplicating a descriptor onto itself clears its FD_CLOEXEC (posix_spawn(3)).
+            (os.POSIX_SPAWN_DUP2, 2 if debug else 0, 2),
+        )
+        try:
+            pid = os.posix_spawn(
+                path,
+                argv,
+                {},
+                file_actions=actions,
+                setsid=True,  # a terminal's signals are for ww, which ends its cell itself
+                setsigmask=(),
+                setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return cls(pid, ours)
+
+    def connect(self) -> Connection:
+        """Make another connection, for a cell beside those that run; from any thread.
+
+        Raises:
+            SpawnerError: If the spawner has ended.
+        """
+        return Connection(self._enter())
+
+    def _enter(self) -> socket.socket:
+        """Hand one end of a new connection in at the spawner's door, and return the other."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            wire.hand_in(self._door, theirs.fileno())
+        except OSError as error:
+            ours.close()
+            raise SpawnerError(f"the spawner has ended: {error}") from error
+        finally:
+            theirs.close()
+        return ours
+
     def close(self) -> None:
         """End the spawner and whatever it still runs, and wait until all of it is gone."""
         self._channel.close()
+        self._door.close()
         killed = True
         try:
             # One that somebody stopped would never see that.
@@ -238,6 +295,137 @@ class Spawner:
             from sandbox import cgroups
 
             cgroups.sweep()
+
+
+def connect(path: str) -> Connection:
+    """Connect to a server of one's own.
+
+    Args:
+        path: That of its socket.
+
+    Raises:
+        OSError: As connect(2) says; ECONNREFUSED or ENOENT if there is none.
+        SpawnerError: If it is somebody else's, does not answer, or refuses. Nothing was sent.
+    """
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        channel.settimeout(_GREETING_PATIENCE)
+        # Before the server can say anything, so that all it says comes with who says it.
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        channel.connect(path)
+        who = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS)
+        uid: int | None = _uid(who)
+        # Whoever made it listen: with socket activation, that may be root for others.
+        if uid not in (0, os.geteuid()):
+            raise SpawnerError(f"{path}: the server there is uid {uid}'s")
+        try:
+            uid = _sender(channel)
+            if uid not in (None, os.geteuid()):
+                raise SpawnerError(f"{path}: the server there is uid {uid}'s")
+            channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+            message = wire.receive(channel)
+        except (TimeoutError, EOFError, ValueError) as error:
+            raise SpawnerError(f"{path}: no answer from the server: {error}") from error
+        said = b"" if message is None else message[0]
+        if said != wire.GREETING:
+            reason = said.decode(errors="backslashreplace") or "it says nothing"
+            if said.startswith(wire.GREETING[:-1]):
+                reason = "it is of another version of ww: restart it"
+            raise SpawnerError(f"{path}: the server refuses: {reason}")
+        channel.settimeout(None)
+    except BaseException:
+        channel.close()
+        raise
+    return Connection(channel)
+
+
+def _sender(channel: socket.socket) -> int | None:
+    """Wait for the first byte on a socket with SO_PASSCRED, and return the uid of who sent it.
+
+    Returns:
+        ``None`` if the other side ended the connection without one.
+
+    Raises:
+        ValueError: If the kernel does not tell.
+        OSError: As recvmsg(2) says.
+    """
+    space = socket.CMSG_SPACE(_CREDENTIALS)
+    data, ancillary, _, _ = channel.recvmsg(1, space, socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC)
+    if not data:
+        return None
+    for level, kind, value in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+            return _uid(value)
+    raise ValueError("it is not known who sends it")
+
+
+def _uid(credentials: bytes) -> int:
+    """Return the user id of a struct ucred."""
+    return int.from_bytes(credentials[4:8], sys.byteorder)
+
+
+def serve(
+    listening: int,
+    cache: str | None,
+    *,
+    cache_size: int | None,
+    jails: int,
+    connections: int,
+    each: int,
+    remove: str = "",
+    manager: str = "",
+) -> NoReturn:
+    """Become a server: this process goes on as a spawner, with an empty environment.
+
+    It ends at SIGTERM, SIGINT or SIGHUP, and its cells with it.
+
+    Args:
+        listening: A listening unix socket. What is open beside it and standard error is closed.
+            Standard error hears of nothing but failures, and once that it serves, if ``remove``
+            says where.
+        cache: As of :meth:`Spawner.start`.
+        cache_size: Likewise.
+        jails: Likewise.
+        connections: How many it has at most; each runs one cell at a time.
+        each: How many of them one client, a process, may have.
+        remove: The path of the socket, to be removed in the end; empty if it is not ours.
+        manager: ``$NOTIFY_SOCKET`` of a service manager that waits for it to be ready, or empty.
+
+    Raises:
+        OSError: As execve(2) says.
+    """
+    numbers = (connections, each)
+    argv, path = _command(cache, cache_size, jails, *numbers, remove, manager)
+    null = os.open("/dev/null", os.O_RDWR)
+    for target in (0, 1):
+        os.dup2(null, target)
+    os.dup2(listening, wire.SPAWNER_FD)
+    for kept in (2, wire.SPAWNER_FD):
+        os.set_inheritable(kept, True)  # to duplicate one onto itself does not (dup(2))
+    # What cells are not to have from whoever started this; but nohup(1) is to be heeded.
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGHUP}:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.execve(path, argv, {})  # noqa: S606 - no shell is what is wanted
+    raise AssertionError("execve came back")
+
+
+def _command(
+    cache: str | None,
+    cache_size: int | None,
+    jails: int,
+    connections: int = 0,
+    each: int = 0,
+    remove: str = "",
+    manager: str = "",
+) -> tuple[list[str], str]:
+    """Return the arguments and the program of a spawner's process; see :func:`serve`."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    path = [root, *(p for p in sys.path if os.path.isabs(p) and p != root)]
+    bound = "" if cache_size is None else str(cache_size)
+    numbers = [bound, str(jails), str(connections), str(each)]
+    argv = [sys.executable, "-I", "-S", "-c", _BOOT, cache or "", *numbers, remove, manager, *path]
+    return argv, sys.executable
 
 
 def _in_leader_group() -> bool:
@@ -271,7 +459,7 @@ def _kill(processes: Sequence[int]) -> None:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
 
-def _server(content: "Callable[[], Content]", plan: Plan) -> "Server":
+def _server(content: Callable[[], Content], plan: Plan) -> Server:
     """Return what answers a cell's requests; imported only where one may make some."""
     from sandbox.serving import Server
 

@@ -10,6 +10,8 @@ from sandbox import syscalls
 from sandbox.errors import JailError
 
 _CHUNK = 1 << 16
+# In the rights of a mapping, after whether it can be read; proc_pid_maps(5).
+_BOTH = b"wx"
 
 
 def freeze(listing: int) -> None:
@@ -48,9 +50,13 @@ def _writable_code(listing: int) -> list[tuple[int, int]]:
     finally:
         os.close(maps)
     found = []
-    for line in text.splitlines():
-        addresses, rights = line.split(None, 2)[:2]
-        if rights[1:3] == b"wx":
+    # There are hundreds of lines, and one or two of these; paths may hold the letters as well.
+    at = text.find(_BOTH)
+    while at >= 0:
+        line = text[text.rfind(b"\n", 0, at) + 1 : at + len(_BOTH)]
+        addresses, _, rights = line.partition(b" ")
+        if rights[1:] == _BOTH:
             start, _, end = addresses.partition(b"-")
             found.append((int(start, 16), int(end, 16)))
+        at = text.find(_BOTH, at + 1)
     return found

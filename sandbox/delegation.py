@@ -29,6 +29,8 @@ _FLOCK = "hhqqi"
 
 # The process that counts on a leader, if it is this one; see _count_on().
 _follower = 0
+# Whether the session that this process is in is a spawner's own.
+_own_session = True
 
 
 class Unusable(Exception):
@@ -37,6 +39,12 @@ class Unusable(Exception):
 
 class Moved(Exception):
     """Another ww moved this process while it looked where it is; it is to look again."""
+
+
+def share_session() -> None:
+    """Note that this process was not given a session of its own: others there are not ww's."""
+    global _own_session
+    _own_session = False
 
 
 def make_room(own: Group, needs: Sequence[str]) -> Group:
@@ -111,7 +119,12 @@ def leave(base: Group, needs: Sequence[str]) -> None:
 
 def _follow(leader: Group, base: Group, needs: Sequence[str]) -> Group:
     """Count on the leader that another ww made, in which this process was born."""
-    held = _open_leader(base)
+    try:
+        held = _open_leader(base)
+    except FileNotFoundError:
+        # Another ww, the last that left, moved everything back meanwhile.
+        os.close(base.fd)
+        raise Moved from None
     if not _is_same(held, leader) or os.getpid() not in _processes(held):
         os.close(held.fd)
         os.close(base.fd)
@@ -248,7 +261,8 @@ def _refuse_strangers(base: Group) -> None:
     """Check that everything in a group is ours to move.
 
     All is where systemd says that the group is delegated. Elsewhere it is what is in this
-    process's session, which is a spawner's own, and the parent of its leader, which is ww.
+    process's session, which is a spawner's own, and the parent of its leader, which is ww. A server
+    may have been started in somebody's session, where nothing but itself is.
 
     Raises:
         Unusable: If not.
@@ -258,8 +272,8 @@ def _refuse_strangers(base: Group) -> None:
         raise Unusable(f"{base.path} holds processes of another pid namespace")
     if _is_marked(base):
         return
-    session = os.getsid(0)
-    ours = {_parent_of(session)}
+    session = os.getsid(0) if _own_session else -1
+    ours = {_parent_of(session)} if _own_session else {os.getpid()}
     for pid in processes:
         with suppress(ProcessLookupError):
             if pid not in ours and os.getsid(pid) != session:

@@ -2,13 +2,19 @@
 
 import os
 import resource
+import struct
 from collections.abc import Container, Iterator, Sequence, Set
 
+from sandbox import syscalls
 from sandbox.errors import JailError
 
 # How far above the highest target ww's own descriptors may go: a table of file descriptors
 # takes memory up to its highest number.
 _PARKING_ROOM = 4096
+# struct linux_dirent64 of getdents64(2): inode, offset of the next, length of the whole, type; then
+# the name, which ends with a zero.
+_ENTRY = struct.Struct("=QqHB")
+_SOME_ENTRIES = 4096
 
 
 def open_listing() -> int:
@@ -99,13 +105,13 @@ def _move(source: int, target: int) -> None:
     os.close(source)
 
 
-def close_all_above(number: int) -> None:
-    """Close every descriptor above a number.
+def close_all_but(numbers: Container[int]) -> None:
+    """Close every descriptor but those given.
 
     Raises:
         OSError: ENOENT where proc is not mounted.
     """
-    _close_all_but(range(number + 1), open_listing())
+    _close_all_but(numbers, open_listing())
 
 
 def open_numbers(listing: int) -> set[int]:
@@ -115,18 +121,20 @@ def open_numbers(listing: int) -> set[int]:
         listing: From :func:`open_listing`.
 
     Raises:
-        OSError: As getdents(2) says.
+        OSError: As getdents64(2) says.
     """
-    # os.listdir works on a copy of the descriptor, which is in the list and closed afterwards.
-    return {number for number in map(int, os.listdir(listing)) if _is_open(number)}
-
-
-def _is_open(number: int) -> bool:
-    try:
-        os.get_inheritable(number)
-    except OSError:
-        return False
-    return True
+    # Not os.listdir: it works on a copy of the descriptor, which would be in the list.
+    os.lseek(listing, 0, os.SEEK_SET)
+    numbers = set()
+    while entries := syscalls.getdents64(listing, _SOME_ENTRIES):
+        at = 0
+        while at < len(entries):
+            _, _, size, _ = _ENTRY.unpack_from(entries, at)
+            name = entries[at + _ENTRY.size : entries.index(0, at + _ENTRY.size)]
+            if not name.startswith(b"."):
+                numbers.add(int(name))
+            at += size
+    return numbers
 
 
 def _parking(targets: Set[int], taken: Set[int]) -> Iterator[int]:

@@ -1,12 +1,25 @@
 """What the jail is told about descriptors: grants, in the form both sides agree on."""
 
-from typing import Literal, NamedTuple
+from __future__ import annotations
 
-Mode = Literal["r", "w", "rw"]
-FdType = Literal["stream", "file", "socket"]
+from sandbox.records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandbox.words import FdType as FdType
+    from sandbox.words import Mode as Mode
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import a type when it is asked for; PEP 562."""
+        if name not in ("FdType", "Mode"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from sandbox import words
+
+        return getattr(words, name)
 
 
-class Grant(NamedTuple):
+class Grant(Record):
     """One descriptor of the cell, as promised.
 
     The source descriptor is not part of it: descriptors travel beside the plan, in the

@@ -22,13 +22,15 @@ from sandbox import syscalls
 from sandbox.errors import JailError
 
 _HARDENED = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
-# Links and directories only: each costs one inode and no block.
+# Links and directories only: each costs one inode and no block. There can be one for each number
+# that a descriptor of a cell can have, and it is read-only before the cell begins.
 _ROOT_BYTES = "64k"
-_ROOT_SPARE_INODES = 16
+_ROOT_INODES = str(2 * 65536)
 
 # Where the granted directories are attached in the root. No pathlink has a name like these, with
 # a dot in front, and no descriptor is needed to make them.
 _TREES = ".dirs"
+_PROC = "proc"
 _SCRATCH = "tmp"
 # Where a component finds granted files, each under the name of its grant.
 _FILES = "fd"
@@ -59,12 +61,23 @@ def make_private() -> None:
     syscalls.make_mounts_private()
 
 
+def may_clone() -> bool:
+    """Tell whether this process may copy mounts of the mount namespace that it is in.
+
+    Root may, unless it is a container's that has lost CAP_SYS_ADMIN.
+
+    Raises:
+        OSError: As capget(2) says.
+    """
+    return bool(syscalls.capability_sets()[0] >> syscalls.CAP_SYS_ADMIN & 1)
+
+
 def clone_tree(fd: int, *, read_only: bool) -> int:
     """Re-root a granted directory or file: copy its mounts from there down, and take rights away.
 
-    It is for root, in the mount namespace that the directory was opened in. The process of a cell
-    that root runs has no id but an unprivileged one of the host's (65534, unless it was told
-    another), so it can do with the files in there what their owners let that id do.
+    It is for who :func:`may_clone`, in the mount namespace that the directory was opened in. The
+    process of a cell that root runs has no id but an unprivileged one of the host's (65534, unless
+    it was told another), so it can do with the files in there what their owners let that id do.
 
     Args:
         fd: A descriptor of it.
@@ -93,7 +106,8 @@ def clone_tree(fd: int, *, read_only: bool) -> int:
 def reopen_tree(fd: int, *, read_only: bool) -> int:
     """Re-root a directory or file that was opened in the mount namespace this one is a copy of.
 
-    It is for an ordinary user, who may copy mounts only in a mount namespace of his own. So it is
+    It is for an ordinary user, who may copy mounts only in a mount namespace of his own, and for a
+    root that is no more than that. So it is
     looked for at the path that the kernel knows for the descriptor, and what is found there must be
     the same.
 
@@ -115,10 +129,8 @@ def reopen_tree(fd: int, *, read_only: bool) -> int:
     flags = os.O_PATH | os.O_CLOEXEC
     if stat.S_ISDIR(granted.st_mode):
         flags |= os.O_DIRECTORY
-    # The kernel's path has no links in it. One that is there now was not there before.
-    resolve = syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
     try:
-        directory = syscalls.openat2(syscalls.AT_FDCWD, path, flags, resolve)
+        directory = _open_without_links(path, flags)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             raise
@@ -132,6 +144,37 @@ def reopen_tree(fd: int, *, read_only: bool) -> int:
         return clone_tree(directory, read_only=read_only)
     finally:
         os.close(directory)
+
+
+def _open_without_links(path: str, flags: int) -> int:
+    """Open a path as the kernel tells it, in which there are no links: one there now is new.
+
+    Args:
+        path: An absolute one.
+        flags: As of openat2(2).
+
+    Raises:
+        OSError: ELOOP or ENOTDIR for a link; as open(2) otherwise.
+    """
+    resolve = syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
+    try:
+        return syscalls.openat2(syscalls.AT_FDCWD, path, flags, resolve)
+    except OSError as error:
+        # Filters of services and containers hide the call, because they cannot look into it.
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+    *parents, last = path.split("/")[1:]
+    here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in parents:
+            step = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            below = os.open(name, step, dir_fd=here)
+            os.close(here)
+            here = below
+        # With O_PATH a link would be opened itself (open(2)); what it is, is seen by who asked.
+        return os.open(last or ".", flags | os.O_NOFOLLOW, dir_fd=here)
+    finally:
+        os.close(here)
 
 
 def _check_alive(status: os.stat_result) -> None:
@@ -151,44 +194,60 @@ def _not_there(what: str, number: int) -> JailError:
     return JailError("directories", f"cannot re-root what was granted: {what}", number)
 
 
-def make_root(
-    pathlinks: dict[str, int], directories: Sequence[int], files: Sequence[str], scratch: int
-) -> int:
-    """Make the cell's root: a small tmpfs that is not attached anywhere yet.
-
-    It holds the pathlinks, and a place for everything that is to be attached in it.
-
-    Args:
-        pathlinks: Names in the root directory, each with the descriptor's number in the cell.
-        directories: The numbers in the cell of the granted directories.
-        files: The names of the files that a component finds.
-        scratch: Bytes of the writable /tmp; 0 for none.
+def make_root() -> int:
+    """Make the cell's root: an empty tmpfs that is not attached anywhere yet.
 
     Returns:
         A descriptor of the root, close-on-exec.
 
     Raises:
-        OSError: As fsopen(2), fsmount(2) and symlink(2) say; EEXIST for a name that is there.
+        OSError: As fsopen(2) and fsmount(2) say.
     """
-    inodes = str(_ROOT_SPARE_INODES + len(pathlinks) + len(directories) + len(files))
-    options = (("size", _ROOT_BYTES), ("nr_inodes", inodes), ("mode", "0555"))
-    root = _make("tmpfs", options, _HARDENED)
-    if pathlinks:
-        os.mkdir("proc", 0o555, dir_fd=root)
-    if directories:
-        os.mkdir(_TREES, 0o555, dir_fd=root)
-    for target in directories:
-        os.mkdir(f"{_TREES}/{target}", 0o555, dir_fd=root)
-    if files:
-        os.mkdir(_FILES, 0o555, dir_fd=root)
-    for name in files:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        os.close(os.open(f"{_FILES}/{name}", flags, 0o444, dir_fd=root))
-    if scratch:
-        os.mkdir(_SCRATCH, 0o555, dir_fd=root)
-    for name, target in pathlinks.items():
-        os.symlink(f"/proc/self/fd/{target}", name, dir_fd=root)
-    return root
+    options = (("size", _ROOT_BYTES), ("nr_inodes", _ROOT_INODES), ("mode", "0555"))
+    return _make("tmpfs", options, _HARDENED)
+
+
+def furnish(
+    pathlinks: dict[str, int],
+    directories: Sequence[int],
+    files: Sequence[str],
+    *,
+    proc: bool,
+    scratch: bool,
+) -> None:
+    """Make the pathlinks, and a place for everything that is to be attached in the new root.
+
+    The current directory is the new root, in which there is nothing yet.
+
+    Args:
+        pathlinks: Names in the root directory, each with the descriptor's number in the cell.
+        directories: The numbers in the cell of the granted directories.
+        files: The names of the files that a component finds.
+        proc: Whether there is to be a proc.
+        scratch: Whether there is to be a writable /tmp.
+
+    Raises:
+        OSError: As mkdir(2) and symlink(2) say; EEXIST for a name that is there.
+    """
+    root = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if proc:
+            os.mkdir(_PROC, 0o555, dir_fd=root)
+        if directories:
+            os.mkdir(_TREES, 0o555, dir_fd=root)
+        for target in directories:
+            os.mkdir(f"{_TREES}/{target}", 0o555, dir_fd=root)
+        if files:
+            os.mkdir(_FILES, 0o555, dir_fd=root)
+        for name in files:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            os.close(os.open(f"{_FILES}/{name}", flags, 0o444, dir_fd=root))
+        if scratch:
+            os.mkdir(_SCRATCH, 0o555, dir_fd=root)
+        for name, target in pathlinks.items():
+            os.symlink(f"/proc/self/fd/{target}", name, dir_fd=root)
+    finally:
+        os.close(root)
 
 
 def make_proc() -> int:
@@ -238,14 +297,29 @@ def file_path(name: str) -> str:
     return f"{_FILES}/{name}"
 
 
-def attach(root: int, proc: int | None, trees: Mapping[str, int], scratch: int) -> None:
-    """Attach the new root over the old one, and the rest inside it; close all the descriptors.
+def attach_root(root: int) -> None:
+    """Attach the new root over the old one, and close its descriptor.
 
     The current directory is the new root afterwards.
 
     Args:
-        root: A descriptor of the root, from :func:`make_root`.
-        proc: One of proc, from :func:`make_proc`.
+        root: From :func:`make_root`.
+
+    Raises:
+        OSError: As move_mount(2) says.
+    """
+    syscalls.move_mount(root, syscalls.AT_FDCWD, "/")
+    os.fchdir(root)
+    os.close(root)
+
+
+def attach(proc: int | None, trees: Mapping[str, int], scratch: int) -> None:
+    """Attach what belongs in the new root, where :func:`furnish` made a place, and close it.
+
+    The current directory is the new root.
+
+    Args:
+        proc: A descriptor of proc, from :func:`make_proc`.
         trees: Those of granted directories and files, from :func:`clone_tree` or
             :func:`reopen_tree`, by :func:`tree_path` or :func:`file_path`.
         scratch: Bytes of the writable /tmp; 0 for none.
@@ -253,19 +327,16 @@ def attach(root: int, proc: int | None, trees: Mapping[str, int], scratch: int) 
     Raises:
         OSError: As move_mount(2) says.
     """
-    syscalls.move_mount(root, syscalls.AT_FDCWD, "/")
-    os.fchdir(root)
     if proc is not None:
-        syscalls.move_mount(proc, root, "proc")
+        syscalls.move_mount(proc, syscalls.AT_FDCWD, _PROC)
         os.close(proc)
     for path, tree in trees.items():
-        syscalls.move_mount(tree, root, path)
+        syscalls.move_mount(tree, syscalls.AT_FDCWD, path)
         os.close(tree)
     if scratch:
         temporary = _make_scratch(scratch)
-        syscalls.move_mount(temporary, root, _SCRATCH)
+        syscalls.move_mount(temporary, syscalls.AT_FDCWD, _SCRATCH)
         os.close(temporary)
-    os.close(root)
 
 
 def leave_old_root() -> None:

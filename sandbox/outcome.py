@@ -1,19 +1,55 @@
 """How a cell ended, told apart by cause."""
 
-import json
-from typing import Any, Literal, NamedTuple, get_args
+from __future__ import annotations
 
-from sandbox.policy import LimitName
+from sandbox.records import Record
 
-Kind = Literal["exit", "trap", "signal", "rejected", "limit", "isolation", "jail", "fault", "stale"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
-_KINDS = get_args(Kind)
-_LIMITS = ("", *get_args(LimitName))
+    from sandbox.words import Kind as Kind
+    from sandbox.words import LimitName
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import a type when it is asked for; PEP 562."""
+        if name != "Kind":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from sandbox import words
+
+        return words.Kind
+
+
+# All values of these types.
+KINDS: Final[tuple[Kind, ...]] = (
+    *("exit", "trap", "signal", "rejected", "limit", "isolation", "jail", "fault", "stale"),
+)
+LIMIT_NAMES: Final[tuple[LimitName, ...]] = (
+    *("wall", "cpu", "fuel", "memory", "host-memory", "output", "pids"),
+)
+# Between the fields; the last one may hold it too.
+_BETWEEN = "\0"
 # Exit codes, signals and error numbers alike are below it: MAX_ERRNO of include/linux/err.h.
 _MOST_CODE = 4095
 
 
-class Outcome(NamedTuple):
+class Usage(Record):
+    """What a cell used. Setting up its jail is counted, and its compilation is not.
+
+    Attributes:
+        wall: Seconds, from when its jail was given to it until its process had ended.
+        cpu: Seconds of processor time, user and system.
+        memory: The most bytes at a time: what its control group counted, if it had one that tells,
+            else what of its process was in memory, which includes what it shares with others.
+    """
+
+    wall: float
+    cpu: float
+    memory: int
+
+
+class Outcome(Record):
     """How one cell ended.
 
     Attributes:
@@ -29,6 +65,7 @@ class Outcome(NamedTuple):
         what: The trap's message with its backtrace, the reason of a rejection, or what failed.
         step: The name of the set-up step that failed (``jail``), else empty.
         limit: Which of :class:`sandbox.policy.Limits` it was (``limit``), else empty.
+        usage: What the cell used, or ``None`` if none ran.
     """
 
     kind: Kind
@@ -36,27 +73,52 @@ class Outcome(NamedTuple):
     what: str = ""
     step: str = ""
     limit: str = ""
+    usage: Usage | None = None
 
     def encode(self) -> bytes:
         """Return the outcome as bytes for :meth:`decode`."""
-        return json.dumps(self).encode()
+        usage = "" if self.usage is None else "{!r} {!r} {}".format(*self.usage)
+        fields = (self.kind, str(self.code), self.step, self.limit, usage, self.what)
+        return _BETWEEN.join(fields).encode(errors="surrogatepass")
 
     @classmethod
-    def decode(cls, data: bytes) -> "Outcome":
+    def decode(cls, data: bytes) -> Outcome:
         """Read what :meth:`encode` wrote, from a process that may be the cell's captive.
 
         Raises:
             ValueError: If the bytes are not an outcome.
         """
-        try:
-            fields: Any = json.loads(data)
-        except RecursionError as error:
-            raise ValueError("not an outcome") from error
-        match fields:
-            case [str() as kind, int() as code, str() as what, str() as step, str() as limit]:
-                if kind in _KINDS and limit in _LIMITS and 0 <= code <= _MOST_CODE:
-                    return cls(kind, code, what, step, limit)  # type: ignore[arg-type]
+        fields = data.decode(errors="surrogatepass").split(_BETWEEN, 5)
+        if len(fields) == 6:
+            name, number, step, limit, usage, what = fields
+            kind = next((kind for kind in KINDS if kind == name), None)
+            code = _number(number)
+            if kind and code <= _MOST_CODE and limit in ("", *LIMIT_NAMES):
+                return cls(kind, code, what, step, limit, _usage(usage))
         raise ValueError("not an outcome")
+
+
+def _usage(text: str) -> Usage | None:
+    """Read what a cell used.
+
+    Raises:
+        ValueError: If it is not that.
+    """
+    if not text:
+        return None
+    wall, cpu, memory = text.split(" ")
+    return Usage(float(wall), float(cpu), _number(memory))
+
+
+def _number(text: str) -> int:
+    """Read a number in plain decimal digits.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise ValueError("not a number")
+    return int(text)
 
 
 def limit(name: LimitName, what: str = "") -> Outcome:

@@ -1,16 +1,23 @@
 """The frozen plan of one cell: the message from the runner to the spawner."""
 
-import json
-from typing import Any, Final, NamedTuple
+from __future__ import annotations
 
+from sandbox.encoding import encode
 from sandbox.grants import FIRST_PREOPEN, LAST_STANDARD, Grant
-from sandbox.policy import Isolation, Limits, Network
+from sandbox.policy import Limits
+from sandbox.records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+    from sandbox.policy import Isolation, Network
 
 # How a component begins: magic number, version and layer (component-model/design/mvp/Binary.md).
 COMPONENT_MAGIC: Final = b"\0asm\x0d\0\x01\0"
 
 
-class Plan(NamedTuple):
+class Plan(Record):
     """Everything the spawner is told about a cell, but for the descriptors that travel with it.
 
     Attributes:
@@ -81,15 +88,17 @@ class Plan(NamedTuple):
 
     def encode(self) -> bytes:
         """Return the plan as bytes for :meth:`decode`."""
-        return json.dumps(self).encode()
+        return encode(self)
 
     @classmethod
-    def decode(cls, data: bytes) -> "Plan":
+    def decode(cls, data: bytes) -> Plan:
         """Read a plan that :meth:`encode` wrote.
 
         Raises:
             ValueError: If the bytes are not a plan.
         """
+        import json
+
         fields: Any = json.loads(data)
         try:
             grants, argv, env, uid, gid, digest, limits, network, required, *rest = fields

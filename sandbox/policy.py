@@ -1,18 +1,33 @@
 """What a cell may use up, and what of the jail it cannot do without."""
 
-from typing import Final, Literal, NamedTuple
+from __future__ import annotations
 
-Network = Literal["none", "loopback"]
+from sandbox.records import Record
 
-# How a cell is kept apart: by everything, or, where the machine refuses namespaces to root, by an
-# empty root directory in their place.
-Isolation = Literal["full", "chroot"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
-# What ended a cell, as the status events name it.
-LimitName = Literal["wall", "cpu", "fuel", "memory", "host-memory", "output", "pids"]
+    from sandbox.words import Isolation as Isolation
+    from sandbox.words import LimitName as LimitName
+    from sandbox.words import Network as Network
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import a type when it is asked for; PEP 562."""
+        if name not in ("Isolation", "LimitName", "Network"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from sandbox import words
+
+        return getattr(words, name)
 
 
-class Limits(NamedTuple):
+# All values of these types; the first is the default.
+NETWORKS: Final[tuple[Network, ...]] = ("none", "loopback")
+ISOLATIONS: Final[tuple[Isolation, ...]] = ("full", "chroot")
+
+
+class Limits(Record):
     """What a cell may use up. ``None`` is no limit, and never a default but for fuel.
 
     Attributes:

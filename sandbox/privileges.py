@@ -28,11 +28,12 @@ _CAPABILITY_BITS = 64
 def drop_all() -> None:
     """Drop every capability from all five sets, lock that, and set no_new_privs.
 
+    :func:`drop_bounding_set` comes first, and may come long before.
+
     Raises:
         OSError: As prctl(2) and capset(2) say.
         JailError: If the kernel reports anything else than what was set.
     """
-    _drop_bounding_set()
     # python-prctl refuses the ambient securebits, has no ambient set, and empties the other three
     # only of the capabilities it knows by name.
     syscalls.set_securebits(_SECUREBITS)
@@ -42,7 +43,15 @@ def drop_all() -> None:
     _verify()
 
 
-def _drop_bounding_set() -> None:
+def drop_bounding_set() -> None:
+    """Drop every capability from the set that limits what a program could bring back.
+
+    What the process has meanwhile, it keeps.
+
+    Raises:
+        OSError: As prctl(2) says.
+        JailError: If the kernel reports that one is left.
+    """
     known = frozenset(prctl.ALL_CAPS)  # python-prctl refuses numbers that it has no name for
     for number in range(_CAPABILITY_BITS):
         drop = prctl.capbset_drop if number in known else syscalls.drop_bounding_capability
@@ -52,11 +61,14 @@ def _drop_bounding_set() -> None:
             if error.errno != errno.EINVAL or number == 0:
                 raise
             break  # the first number that the kernel does not have, above cap_last_cap; it has 0
+    if _bounding_set():
+        raise JailError("privileges", "capabilities are left in the bounding set")
 
 
 def _verify() -> None:
     # The ambient set is a part of the permitted one, always (capabilities(7)).
-    if any(syscalls.capability_sets()) or _bounding_set():
+    # What is gone from the bounding set can never be in it again.
+    if any(syscalls.capability_sets()):
         raise JailError("privileges", "capabilities are left after dropping all")
     if prctl.get_securebits() != _SECUREBITS:
         raise JailError("privileges", "the securebits are not as set")

@@ -334,11 +334,14 @@ def _mounts(ids: Ids) -> str:
 
 def _enter_root(links: dict[str, int], trees: dict[int, int], scratch: int) -> None:
     """Do the jail's steps from the new root to its seal, in their order."""
-    root = _step("root", mounts.make_root, links, list(trees), (), scratch)
+    root = _step("root", mounts.make_root)
     proc = _step("proc", mounts.make_proc) if links else None
-    paths = {mounts.tree_path(target): tree for target, tree in trees.items()}
-    _step("attach root", mounts.attach, root, proc, paths, scratch)
+    _step("attach root", mounts.attach_root, root)
     _step("pivot_root", mounts.leave_old_root)
+    places = {"proc": proc is not None, "scratch": scratch > 0}
+    _step("furnish root", mounts.furnish, links, list(trees), (), **places)
+    paths = {mounts.tree_path(target): tree for target, tree in trees.items()}
+    _step("attach", mounts.attach, proc, paths, scratch)
     _step("read-only root", mounts.seal_root)
 
 
@@ -353,13 +356,13 @@ def _proc(ids: Ids) -> str:
 
 def _directories(ids: Ids) -> str:
     here = os.open(_DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    is_root = os.geteuid() == 0
-    cloned = mounts.clone_tree(here, read_only=True) if is_root else -1
+    may_clone = mounts.may_clone()
+    cloned = mounts.clone_tree(here, read_only=True) if may_clone else -1
 
     def act() -> str:
         _step("mount propagation", mounts.make_private)
         tree = cloned
-        if not is_root:
+        if not may_clone:
             tree = _step("directories", mounts.reopen_tree, here, read_only=True)
         _enter_root({}, {_TARGET: tree}, _SCRATCH)
         _step("directories", mounts.open_directories, [_TARGET], _SCRATCH)
@@ -393,6 +396,7 @@ def _session(ids: Ids) -> str:
 
 def _privileges(ids: Ids) -> str:
     def act() -> str:
+        _step("privileges", privileges.drop_bounding_set)
         _step("privileges", privileges.drop_all)
         return "all are dropped, and locked"
 
@@ -437,7 +441,7 @@ def _cgroup(controller: str, memory: int | None, pids: int | None) -> str:
             # Where it does not get in, the status says so.
             with suppress(OSError):
                 prctl.set_pdeathsig(signal.SIGKILL)
-                made.join()
+                cgroups.join(made.joins)
                 os._exit(0)
             os._exit(1)
         ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)

@@ -13,6 +13,7 @@ import struct
 # include/uapi/linux/sched.h
 CLONE_NEWTIME = 0x00000080
 CLONE_PIDFD = 0x00001000
+CLONE_PARENT = 0x00008000
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
@@ -20,7 +21,6 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
-CLONE_INTO_CGROUP = 0x200000000
 CLONE_INTO_CGROUP = 0x200000000
 
 # include/uapi/linux/mount.h
@@ -68,11 +68,13 @@ SECCOMP_FILTER_FLAG_TSYNC = 1
 
 # include/uapi/linux/capability.h
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
+CAP_SYS_ADMIN = 21
 
 # Since 5.1 every architecture uses the same numbers for new calls; the two older ones differ
 # (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h).
 _OLD_NUMBERS = {
     "x86_64": {
+        "clone": 56,
         "pivot_root": 155,
         "keyctl": 250,
         "capget": 125,
@@ -81,6 +83,7 @@ _OLD_NUMBERS = {
         "getdents64": 217,
     },
     "aarch64": {
+        "clone": 220,
         "pivot_root": 41,
         "keyctl": 219,
         "capget": 90,
@@ -153,7 +156,9 @@ class _CloneArgs(ctypes.Structure):
     )
 
 
-def fork_into(namespaces: int, cgroup: int | None = None) -> tuple[int, int]:
+def fork_into(
+    namespaces: int, cgroup: int | None = None, *, sibling: bool = False
+) -> tuple[int, int]:
     """Fork, with the child in new namespaces from its first instruction; see clone3(2).
 
     Only a process with a single thread may do this (CLONE_NEWUSER is EINVAL otherwise, and
@@ -164,36 +169,58 @@ def fork_into(namespaces: int, cgroup: int | None = None) -> tuple[int, int]:
         namespaces: CLONE_NEW* flags.
         cgroup: A descriptor of the version 2 control group that the child is in from then on too;
             ``None`` for the caller's.
+        sibling: Whether the child is one of the caller's parent, and the caller's sibling.
 
     Returns:
-        In the parent, the child's pid and a pidfd for it (close-on-exec); in the child,
+        In the caller, the child's pid and a pidfd for it (close-on-exec); in the child,
         ``(0, -1)``.
 
     Raises:
         OSError: As clone3(2) says; ENOSYS below Linux 5.3 and under container profiles
             that hide the call.
     """
+    flags = namespaces | (CLONE_PARENT if sibling else 0)
     if not namespaces and cgroup is None:
         # Where clone3 is hidden from us, this is not.
-        pid = os.fork()
+        pid = _clone(flags)
         return pid, os.pidfd_open(pid) if pid else -1
     pidfd = ctypes.c_int(-1)
     args = _CloneArgs(
-        flags=namespaces | CLONE_PIDFD | (0 if cgroup is None else CLONE_INTO_CGROUP),
+        flags=flags | CLONE_PIDFD | (0 if cgroup is None else CLONE_INTO_CGROUP),
         cgroup=cgroup or 0,
         pidfd=ctypes.addressof(pidfd),
-        exit_signal=17,  # SIGCHLD: what wait(2) expects
+        # SIGCHLD is what wait(2) expects; a sibling has the signal that the caller has.
+        exit_signal=0 if sibling else 17,
     )
     number = ctypes.c_long(_number("clone3"))
+    pid = _forked(number, ctypes.byref(args), ctypes.c_size_t(ctypes.sizeof(args)))
+    return pid, pidfd.value if pid else -1
+
+
+def _clone(flags: int) -> int:
+    """Fork with the call that clone3 replaces; clone(2)."""
+    # SIGCHLD is what wait(2) expects, in the lowest byte; a sibling's is ignored. No stack, no
+    # thread area: the rest is 0 on every machine.
+    flags_and_signal = ctypes.c_long(flags | 17)
+    zero = ctypes.c_long(0)
+    return _forked(ctypes.c_long(_number("clone")), flags_and_signal, zero, zero, zero, zero)
+
+
+def _forked(*call: object) -> int:
+    """Make a system call that returns twice, with Python's own fork hooks around it.
+
+    Raises:
+        OSError: As it says.
+    """
     ctypes.pythonapi.PyOS_BeforeFork()
-    pid = _libc_locked.syscall(number, ctypes.byref(args), ctypes.c_size_t(ctypes.sizeof(args)))
+    pid = _libc_locked.syscall(*call)
     if pid == 0:
         ctypes.pythonapi.PyOS_AfterFork_Child()
-        return 0, -1
+        return 0
     error = ctypes.get_errno()
     ctypes.pythonapi.PyOS_AfterFork_Parent()
     ctypes.set_errno(error)
-    return _check(pid, "clone3"), pidfd.value
+    return _check(pid, "clone3")
 
 
 def make_mounts_private() -> None:
@@ -504,6 +531,15 @@ def reserve(size: int) -> int:
     return address
 
 
+def release(address: int, size: int) -> None:
+    """Give up addresses from :func:`reserve`; munmap(2).
+
+    Raises:
+        OSError: EINVAL for what are none.
+    """
+    _check(_libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size)), "munmap")
+
+
 def make_accessible(address: int, size: int) -> None:
     """Let reserved addresses be read and written; mprotect(2).
 
@@ -558,6 +594,7 @@ def getdents64(directory: int, size: int) -> bytes:
 # include/uapi/linux/personality.h
 READ_IMPLIES_EXEC = 0x0400000
 _PER_QUERY = 0xFFFFFFFF
+_PER_LINUX = 0
 
 
 def make_executable(address: int, size: int) -> None:
@@ -576,4 +613,9 @@ def personality() -> int:
     Raises:
         OSError: As personality(2) says.
     """
-    return _check(_libc.personality(ctypes.c_ulong(_PER_QUERY)), "personality")
+    try:
+        return _check(_libc.personality(ctypes.c_ulong(_PER_QUERY)), "personality")
+    except PermissionError:
+        # LockPersonality= of systemd forbids to ask, and allows to set what it is locked to; that
+        # returns what was set before.
+        return _check(_libc.personality(ctypes.c_ulong(_PER_LINUX)), "personality")

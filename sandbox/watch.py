@@ -7,18 +7,24 @@ import select
 import signal
 import time
 from collections.abc import Callable, Container
+from contextlib import suppress
 from typing import NamedTuple
 
 from sandbox import syscalls
 from sandbox.cgroups import Cgroup
-from sandbox.outcome import Outcome, limit
+from sandbox.errors import JailError
+from sandbox.outcome import Outcome, Usage, limit
 from sandbox.policy import Limits
 
 # One message from the process; a longer report of a trap is cut there.
 MOST_OUTCOME = 64 << 10
+# The unit of ru_maxrss; getrusage(2).
+_KIB = 1024
 
 # The process says this when its jail is complete, before the first of the cell's code runs.
 ENTERED = b"entered"
+# And this when it waits for its plan.
+READY = b"ready"
 # What it may say before that, and what after, when it may be somebody else's.
 _BEFORE = ("jail", "stale", "fault")
 _AFTER = ("exit", "trap", "rejected", "limit", "fault")
@@ -40,19 +46,39 @@ class Child(NamedTuple):
     cgroup: Cgroup | None
 
     def kill(self) -> tuple[int, resource.struct_rusage]:
-        """Kill it if it still lives, wait for it, and remove what is left of it.
+        """Kill it if it still lives, and wait for it. Its control group, if any, is still there.
 
         Returns:
             Its wait status and what it used; wait4(2).
-
-        Raises:
-            OSError: As rmdir(2) of its control group says.
         """
         signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         _, status, usage = os.wait4(self.pid, 0)
         os.close(self.pidfd)
         os.close(self.line)
         return status, usage
+
+
+def first_word(child: Child) -> bytes:
+    """Wait for the first message of a jailed process; empty if it ended without one."""
+    poller = select.poll()
+    for source in (child.line, child.pidfd):
+        poller.register(source, select.POLLIN)
+    return _read(child.line) if child.line in dict(poller.poll()) else b""
+
+
+def last_word(child: Child) -> JailError | None:
+    """End a jailed process that has not entered its jail, and return how it failed, if it did."""
+    signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+    poller = select.poll()
+    poller.register(child.pidfd, select.POLLIN)
+    poller.poll()
+    os.set_blocking(child.line, False)
+    with suppress(BlockingIOError):
+        while data := _read(child.line):
+            outcome = _told(data, _BEFORE)
+            if outcome.kind != "stale":
+                return JailError(outcome.step or "jail", outcome.what, outcome.code)
+    return None
 
 
 def wait(
@@ -64,7 +90,7 @@ def wait(
 ) -> Outcome:
     """Wait until a jailed process has told how it ended, has ended without, or has to end.
 
-    It has ended, and nothing is left of it, when this returns or raises.
+    It has ended when this returns or raises, and nothing is left of it but its control group.
 
     Args:
         child: The process.
@@ -74,16 +100,21 @@ def wait(
         on_entered: Called when it is in its jail.
     """
     told: Outcome | None = None
+    began = time.monotonic()
     try:
         told = _listen(child, runner, limits.cpu, deadline, on_entered)
     finally:
-        status, usage = child.kill()
-        try:
-            ended = _judge(told, status, usage, limits, child.cgroup)
-        finally:
-            if child.cgroup is not None:
-                child.cgroup.remove()
-    return ended
+        status, used = child.kill()
+    ended = _judge(told, status, used, limits, child.cgroup)
+    if ended.kind == "jail":
+        return ended
+    memory = None if child.cgroup is None else child.cgroup.peak_memory()
+    usage = Usage(
+        wall=time.monotonic() - began,
+        cpu=used.ru_utime + used.ru_stime,
+        memory=used.ru_maxrss * _KIB if memory is None else memory,
+    )
+    return ended._replace(usage=usage)
 
 
 def _listen(
@@ -121,6 +152,8 @@ def _listen(
             elif data == ENTERED and not entered:
                 entered = True
                 on_entered()
+            elif data == READY and not entered:
+                pass  # its plan is on the way
             else:
                 return _told(data, _AFTER if entered else _BEFORE)
         elif runner in ready or child.pidfd in ready:
@@ -157,8 +190,10 @@ def _told(data: bytes, kinds: Container[str]) -> Outcome:
 
 def _contradicts_itself(outcome: Outcome) -> bool:
     """Tell whether an outcome names a limit or a step that its kind has not, or lacks its own."""
-    return bool(outcome.limit) != (outcome.kind == "limit") or bool(outcome.step) != (
-        outcome.kind == "jail"
+    return (
+        bool(outcome.limit) != (outcome.kind == "limit")
+        or bool(outcome.step) != (outcome.kind == "jail")
+        or outcome.usage is not None  # what it used is not its to tell
     )
 
 

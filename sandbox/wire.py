@@ -14,13 +14,24 @@ most 253 at once (SCM_MAX_FD, unix(7)), and an ancillary message is delivered wi
 was sent with.
 """
 
-import array
-import socket
-import struct
-from collections.abc import Sequence
+from __future__ import annotations
 
-# The descriptor at which a spawner finds its connection.
+import sys
+
+from sandbox.light import socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# The descriptor at which a spawner finds its door; see :mod:`sandbox.door`.
 SPAWNER_FD = 3
+# What comes to the door of a program's own spawner with one end of each new connection. It is one
+# byte, so several threads may send at a time.
+ENTER = b"e"
+# What a server says first to whom it lets in; anything else is why it does not. The number changes
+# with anything of the form of what travels here, plans and outcomes among it.
+GREETING = b"ww spawner 1"
 # The answer when the cell's process is in its jail, with its own copies of the granted
 # descriptors; a pidfd of it comes along.
 STARTED = b"started"
@@ -32,7 +43,8 @@ COMPILING = b"compiling"
 COMPILED = b"compiled"
 GO_ON = b"go on"
 
-_HEADER = struct.Struct("=II")
+# Bytes of a number: of a header's, and of a descriptor's, which is an int.
+_NUMBER = 4
 # SCM_MAX_FD of include/net/scm.h.
 _FDS_AT_ONCE = 253
 # Both sides are ww's own; the bound keeps a broken one from taking the other's memory with it.
@@ -50,9 +62,9 @@ def send(channel: socket.socket, payload: bytes, fds: Sequence[int] = ()) -> Non
     Raises:
         OSError: As sendmsg(2) says; EPIPE if the other side is gone.
     """
-    channel.sendall(_HEADER.pack(len(payload), len(fds)) + payload)
+    channel.sendall(_numbers(len(payload), len(fds)) + payload)
     for start in range(0, len(fds), _FDS_AT_ONCE):
-        group = array.array("i", fds[start : start + _FDS_AT_ONCE])
+        group = _numbers(*fds[start : start + _FDS_AT_ONCE])
         channel.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, group)])
 
 
@@ -71,10 +83,10 @@ def receive(channel: socket.socket) -> tuple[bytes, list[int]] | None:
         ValueError: If a message breaks the form.
         OSError: As recvmsg(2) says. No descriptor stays open after an error.
     """
-    header = _receive_bytes(channel, _HEADER.size, may_end=True)
+    header = _receive_bytes(channel, 2 * _NUMBER, may_end=True)
     if header is None:
         return None
-    size, count = _HEADER.unpack(header)
+    size, count = _read_numbers(header)
     if size > MAX_PAYLOAD:
         raise ValueError(f"message of {size} bytes, more than {MAX_PAYLOAD}")
     payload = _receive_bytes(channel, size)
@@ -87,6 +99,15 @@ def receive(channel: socket.socket) -> tuple[bytes, list[int]] | None:
             socket.close(fd)
         raise
     return payload or b"", fds
+
+
+def hand_in(door: socket.socket, connection: int) -> None:
+    """Hand one end of a new connection in at a spawner's door.
+
+    Raises:
+        OSError: As sendmsg(2) says.
+    """
+    door.sendmsg([ENTER], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _numbers(connection))])
 
 
 def _receive_bytes(channel: socket.socket, size: int, *, may_end: bool = False) -> bytes | None:
@@ -104,16 +125,27 @@ def _receive_bytes(channel: socket.socket, size: int, *, may_end: bool = False) 
 
 def _receive_group(channel: socket.socket, count: int) -> list[int]:
     """Receive one byte with ``count`` descriptors."""
-    space = socket.CMSG_SPACE(_FDS_AT_ONCE * array.array("i").itemsize)
+    space = socket.CMSG_SPACE(_FDS_AT_ONCE * _NUMBER)
     data, ancillary, flags, _ = channel.recvmsg(1, space, socket.MSG_CMSG_CLOEXEC)
-    fds = array.array("i")
+    fds: list[int] = []
     for level, kind, value in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(value[: len(value) - len(value) % fds.itemsize])
+            fds += _read_numbers(value)
     if data and not flags & socket.MSG_CTRUNC and len(fds) == count:
-        return list(fds)
+        return fds
     for fd in fds:
         socket.close(fd)
     if not data:
         raise EOFError("connection ended inside a message")
     raise ValueError(f"{len(fds)} descriptors arrived where {count} were announced")
+
+
+def _numbers(*numbers: int) -> bytes:
+    """Return numbers as this machine has them in memory; :mod:`array` and :mod:`struct` do too."""
+    return b"".join(number.to_bytes(_NUMBER, sys.byteorder) for number in numbers)
+
+
+def _read_numbers(data: bytes) -> list[int]:
+    """Read what :func:`_numbers` wrote; what is no whole number at the end is left out."""
+    starts = range(0, len(data) - len(data) % _NUMBER, _NUMBER)
+    return [int.from_bytes(data[at : at + _NUMBER], sys.byteorder) for at in starts]

@@ -22,9 +22,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import pytest
+
+from tests.features import (
+    lacks,
+    of_program,
+    pytest_configure,
+    pytest_report_header,
+    pytest_runtest_setup,
+)
+
+# The hooks of pytest, which looks for them here.
+__all__ = ["pytest_configure", "pytest_report_header", "pytest_runtest_setup"]
 
 REPO = Path(__file__).resolve().parent.parent
 BUILD = Path(os.environ.get("WW_TEST_BUILD", REPO / "build"))
@@ -34,24 +45,21 @@ PACKAGES = Path(os.environ.get("WW_TEST_PACKAGES", REPO / "build" / "test-packag
 
 CAN_BE_ROOT = os.geteuid() == 0
 
+# `WW_TEST_LIFETIME=server`: each `ww run` has a server, whose jails are ready before it asks. It is
+# for tests/escape and tests/jail/test_inside.py, by hand; tests/serve holds a part of it always.
+SERVED = os.environ.get("WW_TEST_LIFETIME") == "server"
+
 # An id that no distribution gives to anybody, and not the one that ww gives to a root's cells.
 ORDINARY_ID = 65532
 
 BuildFunction = Callable[[str], Path]
 
 
-def cannot_run(reason: str) -> NoReturn:
-    """Skip for want of something; on the build server, where all of it must be there, fail."""
-    if os.environ.get("CI"):
-        pytest.fail(f"on the build server nothing may be missing: {reason}", pytrace=False)
-    pytest.skip(reason)
-
-
 def need_command(name: str) -> str:
     """The path of a program that the test needs."""
     found = shutil.which(name)
     if found is None:
-        cannot_run(f"{name} is not installed (scripts/test installs it)")
+        lacks(of_program(name), f"{name} is not installed (scripts/test installs it)")
     return found
 
 
@@ -128,7 +136,7 @@ def find_foreign_cell(name: str) -> Path:
     """A cell that another project published, from tests/packages.txt."""
     path = PACKAGES / FOREIGN_CELLS[name]
     if not path.is_file():
-        cannot_run(f"{path} is missing (scripts/test unpacks tests/packages.txt)")
+        lacks("packages", f"{path} is missing (scripts/test unpacks tests/packages.txt)")
     return path
 
 
@@ -182,9 +190,10 @@ def ordinary_account() -> Account:
         )
         if done.returncode != 0:
             said = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            cannot_run(
+            lacks(
+                "ordinary",
                 f"uid {ORDINARY_ID} cannot run {sys.executable} with the packages of {REPO}"
-                f" ({said}); use a checkout that other accounts can read, and the system's Python"
+                f" ({said}); use a checkout that other accounts can read, and the system's Python",
             )
     return ORDINARY_ACCOUNT
 
@@ -245,6 +254,8 @@ class Ww:
     @property
     def command(self) -> list[str]:
         """How to start ww: the console script, or the module where the tree is not installed."""
+        if SERVED:
+            return [sys.executable, str(PROBES / "variant.py"), "--server", "pass"]
         script = Path(sys.executable).parent / "ww"
         return [str(script)] if script.exists() else [sys.executable, "-m", "runner"]
 
@@ -258,6 +269,8 @@ class Ww:
             "LANG": "C.UTF-8",
             # A Kubo that happens to run here is not part of a test that does not ask for one.
             "WW_IPFS": "off",
+            # Nor is a server, but for one that the whole run is to go through; tests/serve.
+            "WW_SOCKET": "off",
             **self.env,
             **(extra or {}),
         }

@@ -6,8 +6,14 @@ from typing import Any
 import click
 
 from runner.cells import FetchOptions
-from runner.commands.options import DEBUG, content_options, debug_option
-from runner.commands.run import host_ids, isolation_option, limit_options
+from runner.commands.options import (
+    content_options,
+    debug_option,
+    isolation_option,
+    limit_options,
+)
+from runner.commands.state import DEBUG
+from runner.launch import host_ids
 from runner.limits import FLAGS, read_limits
 from runner.output import print_on_stdout
 from sandbox import Isolation

@@ -3,10 +3,12 @@
 Nothing here opens a connection or looks up a name.
 """
 
+from __future__ import annotations
+
 import os
-from typing import NamedTuple
 
 from runner.errors import EXIT_USAGE, WwError, printable
+from sandbox import Record
 
 DEFAULT_NODE = "/ip4/127.0.0.1/tcp/5001/http"
 """Where Kubo's RPC listens unless it is told otherwise."""
@@ -23,7 +25,7 @@ _HOST_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789.-_")
 _UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
-class Endpoint(NamedTuple):
+class Endpoint(Record):
     """Where an HTTP server listens.
 
     Attributes:
@@ -45,7 +47,7 @@ class Endpoint(NamedTuple):
     credentials: str = ""
 
 
-class Folder(NamedTuple):
+class Folder(Record):
     """A Kubo repository on disk.
 
     Attributes:

@@ -33,20 +33,26 @@ every block would buy nothing more.
 as missing and can be had from elsewhere again.
 """
 
-import contextlib
+from __future__ import annotations
+
 import errno
 import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterable, Mapping
-from types import TracebackType
-from typing import Self
 
 from runner.content import multibase, multihash
 from runner.content.cid import Cid
-from runner.content.varint import Buffer
 from runner.errors import EXIT_NOT_FOUND, EXIT_USAGE, WwError
+from runner.suppress import suppress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from runner.content.varint import Buffer
 
 MAX_BLOCK_SIZE = 2 * 1024 * 1024
 """Bytes of the largest block: what Bitswap carries, so no larger one travels."""
@@ -151,7 +157,7 @@ class Blockstore:
             return  # there is none, or what is asked next will tell what is wrong with it
         try:
             # A file system without locks refuses them to a garbage collection too.
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_SH)
         except BaseException:
             os.close(lock)
@@ -223,13 +229,13 @@ class Blockstore:
         try:
             # No block gets its name while this is held, so what is judged is what is removed.
             for _ in range(_REMOVAL_TRIES):
-                with contextlib.suppress(BlockingIOError):
+                with suppress(BlockingIOError):
                     fcntl.flock(temporary, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 time.sleep(_REMOVAL_PAUSE)
             else:
                 raise BlockingIOError(errno.EBUSY, "the store is being written")
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 data = _read_block(path, cid, used=False)
                 if data is not None:
                     return data
@@ -353,12 +359,12 @@ class Blockstore:
                 try:
                     os.rename(name, path, src_dir_fd=temporary)
                 except FileNotFoundError:
-                    with contextlib.suppress(FileExistsError):
+                    with suppress(FileExistsError):
                         os.mkdir(directory, 0o700)
                     os.rename(name, path, src_dir_fd=temporary)
             except BaseException:
                 # An interrupt may come when the file has its final name already.
-                with contextlib.suppress(FileNotFoundError):
+                with suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=temporary)
                 raise
         finally:
@@ -418,7 +424,7 @@ def _read_file(path: str, *, used: bool = False) -> bytes | None:
             return None
         if used and abs(time.time() - status.st_mtime) > _USE_PRECISION:
             # A store that may only be read is read all the same.
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.utime(file)
         # One byte more than the size, so that one call reads the whole and its end.
         data = os.read(file, status.st_size + 1)

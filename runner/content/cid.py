@@ -3,11 +3,15 @@
 After https://github.com/multiformats/cid, read strictly: one text in one base stands for one CID.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
 from runner.content import multibase, multihash, varint
 from runner.content.errors import ContentError
-from runner.content.varint import Buffer
+from sandbox import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runner.content.varint import Buffer
 
 # Codes of the multicodec table, category ipld.
 RAW = 0x55
@@ -18,7 +22,7 @@ _V0_LENGTH = 34
 _V0_PREFIX = b"\x12\x20"
 
 
-class Cid(NamedTuple):
+class Cid(Record):
     """The address of one block.
 
     Made by :meth:`parse`, :meth:`from_bytes` and :meth:`of`, which hold the rules.
@@ -34,7 +38,7 @@ class Cid(NamedTuple):
     multihash: bytes
 
     @classmethod
-    def parse(cls, text: str) -> "Cid":
+    def parse(cls, text: str) -> Cid:
         """Read a CID from text: ``Qm...``, or multibase with the prefix b, B, z, k, f or u.
 
         Raises:
@@ -49,7 +53,7 @@ class Cid(NamedTuple):
         return cls.from_bytes(data)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Cid":
+    def from_bytes(cls, data: bytes) -> Cid:
         """Read a CID from its binary form, which must end where the bytes end.
 
         Raises:
@@ -65,7 +69,7 @@ class Cid(NamedTuple):
         return cls(1, codec, data[offset:])
 
     @classmethod
-    def of(cls, data: Buffer, *, codec: int, version: int = 1) -> "Cid":
+    def of(cls, data: Buffer, *, codec: int, version: int = 1) -> Cid:
         """Return the address of a block, with sha2-256.
 
         Args:

@@ -7,13 +7,18 @@ Links are written before Data, though their number is higher: an old mistake tha
 depends on. Some writers did it the other way round; both are read, and nothing else.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from __future__ import annotations
 
 from runner.content import protobuf, varint
 from runner.content.cid import Cid
 from runner.content.errors import ContentError
-from runner.content.varint import Buffer
+from sandbox import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runner.content.varint import Buffer
 
 _NODE_DATA = 1 << 3 | protobuf.LEN
 _NODE_LINKS = 2 << 3 | protobuf.LEN
@@ -22,7 +27,7 @@ _LINK_NAME = 2 << 3 | protobuf.LEN
 _LINK_TSIZE = 3 << 3 | protobuf.VARINT
 
 
-class Link(NamedTuple):
+class Link(Record):
     """A link to another block.
 
     Attributes:
@@ -37,7 +42,7 @@ class Link(NamedTuple):
     tsize: int
 
 
-class Node(NamedTuple):
+class Node(Record):
     """A dag-pb block.
 
     Attributes:

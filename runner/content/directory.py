@@ -4,10 +4,15 @@ UnixFS itself allows any string. A name here must be one that a directory on Lin
 that what is listed can be extracted, and that one name never stands for two entries.
 """
 
-from collections.abc import Iterable
+from __future__ import annotations
 
-from runner.content.dagpb import Link
 from runner.content.errors import ContentError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from runner.content.dagpb import Link
 
 MAX_NAME_LENGTH = 255
 """Bytes of the longest name: NAME_MAX of Linux, limits.h."""

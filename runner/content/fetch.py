@@ -17,25 +17,32 @@ lies. What was verified stays in the store, whatever happens next, so that anoth
 this one ended.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from functools import partial
+from __future__ import annotations
+
 from itertools import islice
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from runner.content import dagpb, multihash
-from runner.content.blockstore import Blockstore, DamagedBlock
+from runner.content.blockstore import DamagedBlock
 from runner.content.cid import DAG_PB, Cid
 from runner.content.errors import ContentError
 from runner.content.resolver import DEFAULT_MAX_SIZE, ContentPath, find_entry, load_node
 from runner.errors import EXIT_LIMIT, EXIT_NOT_FOUND, WwError
+from runner.suppress import suppress
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from types import TracebackType
+    from typing import Self, TypeVar
+
     from runner.content.asking import Asking, Found
     from runner.content.background import Arrivals, Arrived, Crew, Done, End
+    from runner.content.blockstore import Blockstore
+    from runner.content.shown import Shown
     from runner.content.source import Source, Watch
+
+    Answer = TypeVar("Answer")
+
 
 AT_ONCE = 8
 """Single blocks that are asked for at a time."""
@@ -45,36 +52,6 @@ _MOST_EXPECTED = 8192  # as many as a node of a file may link
 _MOST_FAILED = 1024  # blocks that are known to be nowhere, though nobody has asked for them yet
 _CAR_OVERHEAD = 8 << 20  # bytes of a stream, beside the content and a sixteenth of it
 _CHECK = "check the address, or export the content into this store"
-
-Answer = TypeVar("Answer")
-
-
-class Shown(Protocol):
-    """What tells the user of a fetch."""
-
-    def arrived(self, count: int) -> None:
-        """Count bytes that a source has sent; called from any thread."""
-
-    def asked(self, source: str) -> None:
-        """Take note of whom is waited for."""
-
-    def verified(self, count: int, source: str) -> None:
-        """Count the bytes of a block of a source."""
-
-    def passed(self, count: int) -> None:
-        """Count the bytes of a block that is handed on, from wherever it came."""
-
-    def of(self, size: int) -> None:
-        """Take note of how many bytes will be handed on."""
-
-    def show(self) -> None:
-        """Show how far it is; called again and again while something is waited for."""
-
-    def clear(self) -> None:
-        """Take away what is shown, because something else is to be written."""
-
-    def end(self) -> None:
-        """Take away what is shown, and say what was fetched."""
 
 
 class Fetched:
@@ -89,7 +66,7 @@ class Fetched:
     def __init__(
         self,
         store: Blockstore,
-        make_sources: "Callable[[Watch], Sequence[Source]]",
+        make_sources: Callable[[Watch], Sequence[Source]],
         *,
         warn: Callable[[str], None] = lambda text: None,
         note: Callable[[str], None] = lambda text: None,
@@ -128,7 +105,7 @@ class Fetched:
         self._crew: Crew | None = None
         self._under_way: dict[object, Cid] = {}  # multihash -> CID
         self._failed: dict[bytes, dict[str, str]] = {}  # multihash -> why each source has it not
-        self._expected: deque[Cid] = deque()
+        self._expected: list[Cid] = []  # the next one is the last
         self._arrivals: Arrivals | None = None
         self._due: set[bytes] = set()  # multihashes of what the stream may still bring
 
@@ -166,12 +143,12 @@ class Fetched:
         self.store.close()
 
     @property
-    def sources(self) -> "list[Source]":
+    def sources(self) -> list[Source]:
         """The sources that may still be asked, in their order."""
         return self._asking.sources
 
     @property
-    def _asking(self) -> "Asking":
+    def _asking(self) -> Asking:
         if self._made is None:
             from runner.content.asking import Asking
 
@@ -192,9 +169,8 @@ class Fetched:
 
     def expect(self, cids: Iterable[Cid]) -> None:
         """Take note of blocks that will be asked for next, before any that were expected so far."""
-        self._expected.extendleft(reversed(list(islice(cids, _MOST_EXPECTED))))
-        while len(self._expected) > _MOST_EXPECTED:
-            self._expected.pop()
+        self._expected += reversed(list(islice(cids, _MOST_EXPECTED)))
+        del self._expected[:-_MOST_EXPECTED]
 
     def get(self, cid: Cid) -> bytes:
         """Return a block, verified.
@@ -229,7 +205,7 @@ class Fetched:
 
     # --- as what asks sources other questions ---
 
-    def ask(self, question: "Callable[[Source], Answer | None]") -> "Iterator[tuple[str, Answer]]":
+    def ask(self, question: Callable[[Source], Answer | None]) -> Iterator[tuple[str, Answer]]:
         """Ask each source something, in their order, and yield what they say, not verified.
 
         Args:
@@ -238,6 +214,8 @@ class Fetched:
         Yields:
             The name and the answer of each source that has one.
         """
+        from functools import partial
+
         for source in self.sources:
             done = self._wait(partial(question, source))
             if done.error is not None:
@@ -272,6 +250,8 @@ class Fetched:
         Returns:
             Whether the root has come.
         """
+        from functools import partial
+
         from runner.content.background import Arrived
         from runner.content.source import Absent
 
@@ -307,9 +287,7 @@ class Fetched:
             cid = find_entry(self, load_node(self, cid, above), name, above)
         return None if self.store.has(cid) else ContentPath(cid, ())
 
-    def _open_stream(
-        self, source: "Source", path: ContentPath, *, everything: bool
-    ) -> "Arrived | End":
+    def _open_stream(self, source: Source, path: ContentPath, *, everything: bool) -> Arrived | End:
         """Begin a stream, and return what comes first: its root, unless it ends before that."""
         from runner.content.background import Arrivals
 
@@ -330,7 +308,7 @@ class Fetched:
                 return item.block
         return None
 
-    def _next_arrival(self, arrivals: "Arrivals") -> "Arrived | End":
+    def _next_arrival(self, arrivals: Arrivals) -> Arrived | End:
         """Return the next block of the stream, and keep it; or its end, and close it."""
         from runner.content.background import End
 
@@ -405,25 +383,27 @@ class Fetched:
 
     def _start(self, cid: Cid) -> None:
         if cid.multihash not in self._under_way:
+            from functools import partial
+
             self._under_way[cid.multihash] = cid
             self._crew_at_work.start(cid.multihash, partial(self._asking.search, cid))
 
     def _start_expected(self) -> None:
         while len(self._under_way) < AT_ONCE and self._expected:
-            cid = self._expected.popleft()
+            cid = self._expected.pop()
             key = cid.multihash
             if not (key in self._due or key in self._failed or self.store.has(cid)):
                 self._start(cid)
 
     @property
-    def _crew_at_work(self) -> "Crew":
+    def _crew_at_work(self) -> Crew:
         if self._crew is None:
             from runner.content.background import Crew
 
             self._crew = Crew(AT_ONCE)
         return self._crew
 
-    def _wait(self, call: Callable[[], object]) -> "Done":
+    def _wait(self, call: Callable[[], object]) -> Done:
         """Have a call made in the background, and wait for it."""
         key = object()
         self._crew_at_work.start(key, call)
@@ -431,12 +411,12 @@ class Fetched:
             self._settle(done)
         return done
 
-    def _next_done(self) -> "Done":
+    def _next_done(self) -> Done:
         while (done := self._crew_at_work.take(_STEP)) is None:
             self._step()
         return done
 
-    def _settle(self, done: "Done") -> "Found | None":
+    def _settle(self, done: Done) -> Found | None:
         """Keep the block that a search has found, or why nobody has it."""
         cid = self._under_way.pop(done.key, None)
         if cid is None:

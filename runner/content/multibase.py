@@ -5,8 +5,6 @@ one place: what it decoded must encode to the very text it was given. That alone
 white space, the wrong case, digits of other scripts and bits left over at the end.
 """
 
-import base64
-
 from runner.content.errors import ContentError
 
 MAX_LENGTH = 512
@@ -16,6 +14,7 @@ It bounds the work on base36 and base58, which is quadratic in the length. The l
 here, an identity CID of 128 bytes, has 271 characters in its longest base.
 """
 
+_BASE32 = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 BASE36 = "0123456789abcdefghijklmnopqrstuvwxyz"
 BASE58_BITCOIN = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
@@ -71,15 +70,17 @@ def encode_base32_upper(data: bytes) -> str:
 def _encode_digits(prefix: str, data: bytes) -> str:
     match prefix:
         case "b":
-            return base64.b32encode(data).decode().rstrip("=").lower()
+            return _encode_base32(data).lower()
         case "B":
-            return base64.b32encode(data).decode().rstrip("=")
+            return _encode_base32(data)
         case "f":
             return data.hex()
         case "k":
             return _encode_radix(data, BASE36)
         case "u":
-            return base64.urlsafe_b64encode(data).decode().rstrip("=")
+            from base64 import urlsafe_b64encode
+
+            return urlsafe_b64encode(data).decode().rstrip("=")
         case "z":
             return _encode_radix(data, BASE58_BITCOIN)
     raise ContentError(f"unknown multibase prefix {prefix!r}")
@@ -104,17 +105,35 @@ def _decode_digits(prefix: str, text: str) -> bytes:
 def _decode_leniently(prefix: str, text: str) -> bytes:
     match prefix:
         case "b":
-            return base64.b32decode(text.upper() + "=" * (-len(text) % 8))
+            return _decode_base32(text.upper())
         case "B":
-            return base64.b32decode(text + "=" * (-len(text) % 8))
+            return _decode_base32(text)
         case "f":
             return bytes.fromhex(text)
         case "k":
             return _decode_radix(text, BASE36)
         case "u":
-            return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+            from base64 import urlsafe_b64decode
+
+            return urlsafe_b64decode(text + "=" * (-len(text) % 4))
         case _:
             return _decode_radix(text, BASE58_BITCOIN)
+
+
+def _encode_base32(data: bytes) -> str:
+    # base64 has it too, and imports re and struct. Five bits a digit; the last is filled up.
+    digits = (8 * len(data) + 4) // 5
+    number = int.from_bytes(data, "big") << 5 * digits - 8 * len(data)
+    return "".join(_BASE32[number >> 5 * place & 31] for place in reversed(range(digits)))
+
+
+def _decode_base32(text: str) -> bytes:
+    number = 0
+    for digit in text:
+        number = number << 5 | _BASE32.index(digit)
+    length = 5 * len(text) // 8
+    # What is left over at the end is lost: then this is not what it would be written as.
+    return (number >> 5 * len(text) - 8 * length).to_bytes(length, "big")
 
 
 def _encode_radix(data: bytes, alphabet: str) -> str:

@@ -4,12 +4,17 @@ Only functions with no known weakness and only whole digests are taken: a cut di
 it is short, and with SHA-1 two programs can have one address.
 """
 
-import hashlib
-from collections.abc import Callable
+from __future__ import annotations
 
 from runner.content import varint
 from runner.content.errors import ContentError
-from runner.content.varint import Buffer
+from runner.digest import sha256
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runner.content.varint import Buffer
 
 # Codes of the multicodec table.
 IDENTITY = 0x00
@@ -21,20 +26,28 @@ MAX_IDENTITY_LENGTH = 128
 
 
 _FUNCTIONS: dict[int, tuple[int, Callable[[Buffer], bytes]]] = {
-    SHA2_256: (32, lambda data: hashlib.sha256(data).digest()),
-    0x13: (64, lambda data: hashlib.sha512(data).digest()),
-    0x14: (64, lambda data: hashlib.sha3_512(data).digest()),
-    0x16: (32, lambda data: hashlib.sha3_256(data).digest()),
-    0xB220: (32, lambda data: hashlib.blake2b(data, digest_size=32).digest()),
-    0xB240: (64, lambda data: hashlib.blake2b(data).digest()),
-    0xB260: (32, lambda data: hashlib.blake2s(data).digest()),
+    SHA2_256: (32, sha256),
+    0x13: (64, lambda data: _other("sha512", data)),
+    0x14: (64, lambda data: _other("sha3_512", data)),
+    0x16: (32, lambda data: _other("sha3_256", data)),
+    0xB220: (32, lambda data: _other("blake2b", data, digest_size=32)),
+    0xB240: (64, lambda data: _other("blake2b", data)),
+    0xB260: (32, lambda data: _other("blake2s", data)),
 }
 """Multicodec code -> bytes of the digest, and the function."""
 
 
+def _other(name: str, data: Buffer, **how: int) -> bytes:
+    """Return the digest of some bytes by a function of hashlib, which is imported for it."""
+    import hashlib
+
+    digest: bytes = getattr(hashlib, name)(data, **how).digest()
+    return digest
+
+
 def sha2_256(data: Buffer) -> bytes:
     """Return the sha2-256 multihash of some bytes: the hash of every block that ww writes."""
-    return b"\x12\x20" + hashlib.sha256(data).digest()
+    return b"\x12\x20" + sha256(data)
 
 
 def decode(multihash: bytes) -> tuple[int, bytes]:

@@ -5,11 +5,16 @@ so a known number with another type is as unknown as another number.
 https://protobuf.dev/programming-guides/encoding/
 """
 
-from collections.abc import Iterator
+from __future__ import annotations
 
 from runner.content import varint
 from runner.content.errors import ContentError
-from runner.content.varint import Buffer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from runner.content.varint import Buffer
 
 # Wire types.
 VARINT = 0

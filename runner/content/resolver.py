@@ -6,16 +6,13 @@ limit, before its first byte is handed out, and every part has the size that was
 a small DAG that names one block a million times is refused, or is as large as it said.
 """
 
+from __future__ import annotations
+
 import os
-from collections.abc import Iterator
-from typing import NamedTuple
 
 from runner.content import directory, unixfs
-from runner.content.blocks import Blocks
 from runner.content.cid import DAG_PB, RAW, Cid
-from runner.content.dagpb import Link
 from runner.content.errors import ContentError
-from runner.content.varint import Buffer
 from runner.errors import (
     EXIT_CANNOT_RUN,
     EXIT_FAILURE,
@@ -24,6 +21,15 @@ from runner.errors import (
     EXIT_USAGE,
     WwError,
 )
+from sandbox import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from runner.content.blocks import Blocks
+    from runner.content.dagpb import Link
+    from runner.content.varint import Buffer
 
 DEFAULT_MAX_SIZE = 256 * 1024 * 1024
 """Bytes of the largest file, unless the caller says otherwise."""
@@ -45,7 +51,7 @@ MAX_PATH_LENGTH = 4096
 _PREFIX = "/ipfs/"
 
 
-class ContentPath(NamedTuple):
+class ContentPath(Record):
     """A path into content.
 
     Attributes:
@@ -61,7 +67,7 @@ class ContentPath(NamedTuple):
         return _PREFIX + "/".join((str(self.root), *self.names))
 
 
-class Node(NamedTuple):
+class Node(Record):
     """A block as UnixFS sees it; a raw block is a file without links."""
 
     cid: Cid

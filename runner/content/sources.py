@@ -10,12 +10,10 @@ In this order, each only if it is named or found:
 Nothing here connects to anybody, and what would is not imported before a block is missing.
 """
 
-import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from __future__ import annotations
 
-from runner.cells import FetchOptions
+import os
+
 from runner.content.addresses import (
     DEFAULT_NODE,
     Endpoint,
@@ -28,11 +26,18 @@ from runner.content.addresses import (
 from runner.content.blockstore import Blockstore, store_home
 from runner.content.fetch import Fetched
 from runner.errors import printable
+from runner.suppress import suppress
+from sandbox import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runner.content.fetch import Shown
+    from collections.abc import Callable, Mapping
+
+    from runner.cells import FetchOptions
     from runner.content.http import Limits
+    from runner.content.shown import Shown
     from runner.content.source import Source, Watch
+
 
 _NODE = "WW_IPFS"
 _GATEWAYS = ("WW_GATEWAYS", "IPFS_GATEWAY")
@@ -40,7 +45,7 @@ _PATIENCE = "WW_FETCH_TIMEOUT"
 _MAX_API_FILE = 4096
 
 
-class Wanted(NamedTuple):
+class Wanted(Record):
     """Whom the user wants to be asked, by flags or variables.
 
     Attributes:
@@ -140,9 +145,9 @@ def wanted(environ: Mapping[str, str], options: FetchOptions) -> Wanted:
 def make_sources(
     environ: Mapping[str, str],
     options: FetchOptions,
-    watch: "Watch",
+    watch: Watch,
     warn: Callable[[str], None],
-) -> "list[Source]":
+) -> list[Source]:
     """Return the sources, in the order in which they are to be asked.
 
     Args:
@@ -200,7 +205,7 @@ def _running(
     return None if otherwise is None else parse_api_file(otherwise)
 
 
-def _plugins(environ: Mapping[str, str], warn: Callable[[str], None]) -> "list[Source]":
+def _plugins(environ: Mapping[str, str], warn: Callable[[str], None]) -> list[Source]:
     """Return the sources that other packages bring."""
     from importlib.metadata import entry_points
 
@@ -220,7 +225,7 @@ def _plugins(environ: Mapping[str, str], warn: Callable[[str], None]) -> "list[S
     return sources
 
 
-def _limits(environ: Mapping[str, str]) -> "Limits":
+def _limits(environ: Mapping[str, str]) -> Limits:
     from runner.content.http import Limits
     from runner.limits import seconds
 
@@ -228,7 +233,7 @@ def _limits(environ: Mapping[str, str]) -> "Limits":
     return Limits(idle=seconds(patience, _PATIENCE, least=1)) if patience else Limits()
 
 
-def _shown(environ: Mapping[str, str], options: FetchOptions, address: str) -> "Shown | None":
+def _shown(environ: Mapping[str, str], options: FetchOptions, address: str) -> Shown | None:
     """Return what shows a fetch to the user, if anything is to."""
     from runner.output import STDERR
 

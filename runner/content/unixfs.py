@@ -12,11 +12,15 @@ Every known writer puts the fields in the order of their numbers and blocksizes 
 nothing else is read.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
 from runner.content import dagpb, protobuf, varint
 from runner.content.errors import ContentError
-from runner.content.varint import Buffer
+from sandbox import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runner.content.varint import Buffer
 
 # DataType
 RAW = 0
@@ -38,7 +42,7 @@ _TIME_SECONDS = 1 << 3 | protobuf.VARINT
 _TIME_NANOSECONDS = 2 << 3 | protobuf.I32
 
 
-class Data(NamedTuple):
+class Data(Record):
     """A UnixFS message. What is not set is None, or empty for the block sizes.
 
     Attributes:

@@ -1,27 +1,15 @@
 """What a cell is told about its grants, and what ``--fd-verbose`` tells the user."""
 
-from collections.abc import Sequence
-from typing import Final
+from __future__ import annotations
 
 from runner.errors import EXIT_USAGE, WwError
-from runner.grants.model import environment_key
-from runner.grants.plan import GrantPlan
+from sandbox import granting
 
-TABLE: Final = "WW_FDS"
-PREFIX: Final = "WW_FD_"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-
-def fds_table(plan: GrantPlan) -> str:
-    """The value of ``WW_FDS``: the named grants as one S-expression, in target order.
-
-    Names need no quoting: see ``model.is_name``.
-    """
-    entries = (
-        f'({grant.name} (fd {grant.target}) (mode "{grant.mode}") (type "{grant.type}"))'
-        for grant in plan.grants
-        if grant.name is not None
-    )
-    return f"({' '.join(entries)})"
+    from runner.grants.plan import GrantPlan
 
 
 def environment(plan: GrantPlan, extra: Sequence[str] = ()) -> dict[str, str]:
@@ -35,10 +23,7 @@ def environment(plan: GrantPlan, extra: Sequence[str] = ()) -> dict[str, str]:
         WwError: With code 2 if an extra variable is malformed, given twice, or one of those
             that tell of grants.
     """
-    variables = {TABLE: fds_table(plan)}
-    for grant in plan.grants:
-        if grant.name is not None:
-            variables[PREFIX + environment_key(grant.name)] = str(grant.target)
+    variables = granting.variables(plan.grants)
     for position, text in enumerate(extra, 1):
         key, value = _variable(text, f"--env #{position}")
         if key in variables:
@@ -52,7 +37,7 @@ def _variable(text: str, origin: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise _bad(origin, f"'{text}' is not a variable", "write --env NAME=VALUE")
-    if key == TABLE or key.startswith(PREFIX):
+    if key == granting.TABLE or key.startswith(granting.KEPT_PREFIX):
         raise _bad(origin, f"'{key}' is kept for grants", "choose another name")
     if "\0" in text:
         raise _bad(origin, f"the variable '{key}' holds a NUL character")

@@ -5,21 +5,28 @@ This is what ``ww run`` does with its flags, and what a program may do with the 
     plan = collect(Sources(fds=("db=3,mode=r",)), capture(), os.environ)
 """
 
+from __future__ import annotations
+
 import os
-from collections.abc import Iterable, Mapping, MutableMapping, Set
-from typing import Final, NamedTuple
 
 from runner.errors import EXIT_GRANT, EXIT_USAGE, WwError
-from runner.grants.flags import parse_fds, parse_maps
-from runner.grants.merge import merge
 from runner.grants.model import Request
-from runner.grants.plan import GrantPlan, build_plan
-from runner.inherited import Inherited
+from runner.grants.plan import build_plan
+from sandbox import Record, granting
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, MutableMapping, Set
+    from typing import Final
+
+    from runner.grants.flags import Decoration, FdMap
+    from runner.grants.plan import GrantPlan
+    from runner.inherited import Inherited
 
 _STDIN: Final = "-"
 
 
-class Sources(NamedTuple):
+class Sources(Record):
     """Where grants come from: the values of the flags of ``ww run``.
 
     Attributes:
@@ -76,8 +83,14 @@ def _collect(
     sources: Sources, inherited: Inherited, environ: MutableMapping[str, str], opened: set[int]
 ) -> GrantPlan:
     """Do what :func:`collect` does, and note what has been opened for it."""
-    requests, decorations = parse_fds(sources.fds)
-    mappings = parse_maps(sources.maps)
+    requests: list[Request] = []
+    decorations: list[Decoration] = []
+    mappings: list[FdMap] = []
+    if sources.fds or sources.maps:
+        from runner.grants.flags import parse_fds, parse_maps
+
+        requests, decorations = parse_fds(sources.fds)
+        mappings = parse_maps(sources.maps)
     directories: list[Request] = []
     _check_tables(sources.tables)
     if sources.dirs:
@@ -116,12 +129,11 @@ def _collect(
             opened |= got.sources
     named = [*requests, *activated, *table_requests, *inherited_by_flag]
     _hold_apart(named, opened)
-    merged = merge(
-        [*requests, *directories, *handed, *activated, *table_requests],
-        decorations,
-        mappings,
-        aliases,
-    )
+    merged = [*requests, *directories, *handed, *activated, *table_requests]
+    if decorations or mappings or aliases:
+        from runner.grants.merge import merge
+
+        merged = merge(merged, decorations, mappings, aliases)
     plan = build_plan(
         merged,
         inherited.with_received(frozenset(opened)),
@@ -172,19 +184,19 @@ def check_table(
     Raises:
         WwError: With code 2, where it is wrong.
     """
-    from runner.grants.rules import check_requests, target_limit
+    from runner.grants.plan import check_requests
     from runner.grants.tables import print_table, read_table
 
     variables = {name: environ[name] for name in table_env if name in environ}
     requests = read_table(*_read(table), variables).requests
-    check_requests(requests, target_limit(), stdio=False)
+    check_requests(requests, granting.target_limit(), stdio=False)
     if not as_json:
         return print_table(requests).rstrip()
     import json
 
     grants = [request._asdict() for request in requests]
     for grant in grants:
-        del grant["guest"]  # no key of a table
+        del grant["guest"], grant["called"]  # no keys of a table
     return json.dumps(grants, indent=2)
 
 

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from runner.errors import EXIT_GRANT, WwError
 from runner.grants.model import Request, shown
 from runner.grants.options import fail
-from sandbox import Mode
+from sandbox import Mode, granting
 
 _MODES: Final[dict[str, Mode]] = {"ro": "r", "rw": "rw"}
 _SYNTAX: Final = "write --dir HOST[:GUEST][:ro|rw]; for a path with a colon, --fd NAME=3 3<HOST"
@@ -68,17 +68,10 @@ def _guest(path: str, column: int, origin: str, hint: str) -> str:
     what = f"{shown(path)} cannot be a path in the cell: "
     if not path:
         fail(origin, column, "the path in the cell is missing", hint)
-    if "\0" in path:
-        fail(origin, column, f"{what}it holds a NUL character", hint)
     try:
-        path.encode()
-    except UnicodeEncodeError:
-        fail(origin, column, f"{what}it is not valid UTF-8", hint)
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        fail(origin, column, f"{what}'..' leads out of it", hint)
-    top = "/" if path.startswith("/") else ""
-    return top + "/".join(parts) or "."
+        return granting.guest_path(path)
+    except ValueError as error:
+        fail(origin, column, f"{what}{error}", hint)
 
 
 def open_directories(directories: Iterable[Directory]) -> list[Request]:

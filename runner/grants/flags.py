@@ -1,7 +1,6 @@
 """The flags ``--fd`` and ``--fd-map``, with the column of an error."""
 
-from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from __future__ import annotations
 
 from runner.grants.model import MODES, NAME_HINT, TYPES, Request, is_name, shown
 from runner.grants.options import (
@@ -13,6 +12,12 @@ from runner.grants.options import (
     read_options,
     split,
 )
+from sandbox import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any, Final
 
 KEYS: Final = ("mode", "type", "target", "move", "cloexec", "pathlink")
 
@@ -20,7 +25,7 @@ KEYS: Final = ("mode", "type", "target", "move", "cloexec", "pathlink")
 STANDARD_NAMES: Final = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
-class Decoration(NamedTuple):
+class Decoration(Record):
     """A ``--fd NAME,key=value...`` without a number: options for what another source brings.
 
     Attributes:
@@ -34,7 +39,7 @@ class Decoration(NamedTuple):
     options: dict[str, Any]
 
 
-class FdMap(NamedTuple):
+class FdMap(Record):
     """A ``--fd-map NAME=TARGET``.
 
     Attributes:

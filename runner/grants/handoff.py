@@ -33,11 +33,11 @@ from runner.grants.options import (
     read_options,
     split,
 )
-from runner.grants.plan import build_plan
+from runner.grants.plan import build_plan, check_requests
 from runner.grants.reader import MAX_BYTES
-from runner.grants.rules import MAX_TARGETS, check_requests
 from runner.grants.tables import MAX_GRANTS, Offer, print_form, read_offer
 from runner.inherited import STDIO, Inherited
+from sandbox import granting
 
 VERSION: Final = 1
 DEFAULT_TIMEOUT: Final = 5.0
@@ -500,7 +500,7 @@ def send_fds(
 
 def send(channel: Channel, offers: Sequence[Request]) -> None:
     """Do what :func:`send_fds` does, on a channel."""
-    check_requests(offers, MAX_TARGETS, stdio=False)
+    check_requests(offers, granting.MAX_TARGETS, stdio=False)
     with _refusals(channel), _meet(channel, _NOT_YET) as peer:
         _hand_over(peer, offers)
 

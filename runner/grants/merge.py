@@ -4,11 +4,16 @@ Nothing here depends on the order of different flags. Requests are taken in a fi
 sources: ``--fd``, ``--fdctl``, ``--use-systemd-fds``, ``--fd-from``; within one, as given.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from __future__ import annotations
 
 from runner.errors import EXIT_USAGE, WwError
-from runner.grants.flags import Decoration, FdMap
-from runner.grants.model import Request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from runner.grants.flags import Decoration, FdMap
+    from runner.grants.model import Request
 
 
 def merge(

@@ -1,62 +1,41 @@
 """What a grant is before it is checked: requests, and the rules of their words."""
 
-from typing import Final, NamedTuple
+from __future__ import annotations
 
-from sandbox import FdType, Mode
+from sandbox import GrantRequest as Request
+from sandbox import granting
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from sandbox import FdType, Mode
+
+__all__ = [
+    "MODES",
+    "NAME_HINT",
+    "NUMBER_LENGTH",
+    "TYPES",
+    "Request",
+    "environment_key",
+    "is_name",
+    "number",
+    "shown",
+]
+
+is_name = granting.is_name
+environment_key = granting.environment_key
 
 MODES: Final[dict[str, Mode]] = {"r": "r", "w": "w", "rw": "rw"}
 TYPES: Final[dict[str, FdType]] = {"stream": "stream", "file": "file", "socket": "socket"}
-NAME_LENGTH: Final = 63
 NAME_HINT: Final = (
-    f"a name is an ASCII letter, then letters, digits, '_' and '-', at most {NAME_LENGTH} in all"
+    "a name is an ASCII letter, then letters, digits, '_' and '-', at most"
+    f" {granting.NAME_LENGTH} in all"
 )
 NUMBER_LENGTH: Final = 7
 
 _SHOWN_LENGTH = 70  # more of a hostile value than a name can have tells nobody anything
-_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _DIGITS = frozenset("0123456789")
-_NAME_CHARACTERS = _LETTERS | _DIGITS | {"_", "-"}
-
-
-class Request(NamedTuple):
-    """One grant as somebody asked for it, in a flag or elsewhere.
-
-    Attributes:
-        name: The name it is granted by, see ``is_name``.
-        source: The descriptor's number in the process that ran ``ww``.
-        origin: Where it was asked for (``--fd #2``), for errors.
-        mode: The asked mode; None for what the descriptor has.
-        type: The asked type; None for what the kernel says.
-        target: The asked number in the cell; None for the next free one.
-        move: ww closes its own copy as soon as the cell holds one.
-        cloexec: The descriptor carries FD_CLOEXEC in the cell's process.
-        pathlink: The jail's root holds a symbolic link of this name to it.
-        guest: Of a directory, the path at which the cell finds it; None for ``/`` and its name.
-    """
-
-    name: str
-    source: int
-    origin: str
-    mode: Mode | None = None
-    type: FdType | None = None
-    target: int | None = None
-    move: bool = False
-    cloexec: bool = True
-    pathlink: bool = False
-    guest: str | None = None
-
-
-def is_name(text: str) -> bool:
-    """Whether a text is a legal name: ``[A-Za-z][A-Za-z0-9_-]{0,62}``, ASCII only.
-
-    Nothing in a name needs quoting in an S-expression, a path or an environment variable, so
-    text made from names cannot be anything else than what was meant.
-    """
-    return (
-        1 <= len(text) <= NAME_LENGTH
-        and text[0] in _LETTERS
-        and all(character in _NAME_CHARACTERS for character in text)
-    )
 
 
 def number(text: str) -> int | None:
@@ -72,11 +51,6 @@ def number(text: str) -> int | None:
     if text[0] == "0" and text != "0":
         return None
     return int(text)
-
-
-def environment_key(name: str) -> str:
-    """The part of ``WW_FD_<KEY>`` that stands for a name: ``my-db`` gives ``MY_DB``."""
-    return name.upper().replace("-", "_")
 
 
 def shown(text: str) -> str:

@@ -1,18 +1,23 @@
 """The syntax of flag values: ``HEAD,key=value,...``, with the column of an error."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Final, NamedTuple, NoReturn, TypeVar
+from __future__ import annotations
 
 from runner.errors import EXIT_USAGE, WwError
 from runner.grants.model import number, shown
+from sandbox import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from typing import Final, NoReturn, TypeVar
+
+    _T = TypeVar("_T")
 
 BOOLEANS: Final = {"true": True, "false": False}
 _NUMBER_HINT: Final = "0 to 9999999 in plain decimal digits: no sign, no leading zero, no '_'"
 
-_T = TypeVar("_T")
 
-
-class Part(NamedTuple):
+class Part(Record):
     """A piece of a flag's value, and the 1-based column where it starts."""
 
     text: str

@@ -5,53 +5,33 @@ number or path is used twice, every source was inherited and is what its grant s
 are among the targets.
 """
 
-import errno
-from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from __future__ import annotations
 
-from runner.errors import EXIT_GRANT, EXIT_USAGE, WwError
-from runner.grants.kernel import Descriptor, describe
+import errno
+
+from runner.errors import EXIT_GRANT, EXIT_JAIL, EXIT_USAGE, WwError
 from runner.grants.model import Request
-from runner.grants.preopens import plan_preopens
-from runner.grants.rules import STDIO_NAMES, assign_targets, check_requests, target_limit
-from runner.inherited import STDIO, Inherited
-from sandbox import FdType, Grant, Mode
+from runner.inherited import STDIO
+from sandbox import Grant, GrantError, JailError, Record, granting
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Final, TypeAlias
+
+    from runner.inherited import Inherited
+    from sandbox import FdType, Mode
+
+Descriptor: TypeAlias = granting.Descriptor
+PlannedGrant: TypeAlias = granting.PlannedGrant
+
+IPFS: Final = "/ipfs"
+"""Where the cell finds content by its address."""
 
 _NULL_MODES: Final[tuple[Mode, Mode, Mode]] = ("r", "w", "w")
 
 
-class PlannedGrant(NamedTuple):
-    """A grant, and the descriptor of this process that fills it.
-
-    Attributes:
-        grant: What the jail is told.
-        source: The descriptor; None for /dev/null, which whoever carries the plan out opens
-            with the grant's mode. Only stdio under ``--no-stdio`` is like that.
-        origin: Where it was asked for, or the name of what passes through.
-        actual: The mode that the descriptor is open for; of a directory, the one its mount allows.
-        what: What it is, in words.
-    """
-
-    grant: Grant
-    source: int | None
-    origin: str
-    actual: Mode
-    what: str
-
-    @property
-    def is_directory(self) -> bool:
-        """Whether the cell finds it at a path too."""
-        return self.grant.guest is not None
-
-    def facts(self) -> dict[str, Any]:
-        """The grant as a program is told of it: what only directories have, for them only."""
-        facts = self.grant._asdict()
-        if not self.is_directory:
-            del facts["guest"], facts["preopen"]
-        return facts
-
-
-class GrantPlan(NamedTuple):
+class GrantPlan(Record):
     """Every descriptor of a cell, and with that, all of its authority.
 
     Attributes:
@@ -67,6 +47,38 @@ class GrantPlan(NamedTuple):
         return tuple(entry.grant for entry in self.entries)
 
 
+def check_requests(requests: Sequence[Request], limit: int, *, stdio: bool) -> None:
+    """Hold that no two requests contradict each other, and none contradicts itself.
+
+    Args:
+        requests: In order of declaration.
+        limit: The lowest number that is no target.
+        stdio: Whether 0, 1 and 2 pass through where no request has them as its target.
+
+    Raises:
+        WwError: With code 2, naming the later request and where the earlier one came from.
+    """
+    with Refusals():
+        granting.check_requests(requests, limit)
+    if stdio:
+        _check_passing_through(requests)
+
+
+def _check_passing_through(requests: Sequence[Request]) -> None:
+    """Hold that nothing that is moved also passes through."""
+    targets = {request.target for request in requests}
+    for request in requests:
+        source = request.source
+        if request.move and source in STDIO and source not in targets:
+            raise WwError(
+                request.origin,
+                f"fd {source} is moved, but it also passes through as the cell's"
+                f" {granting.STDIO_NAMES[source]}",
+                hint=f"drop move=true, add target={source}, or use --no-stdio",
+                code=EXIT_USAGE,
+            )
+
+
 def build_plan(
     requests: Iterable[Request],
     inherited: Inherited,
@@ -77,9 +89,7 @@ def build_plan(
 ) -> GrantPlan:
     """Check all requests, alone and against each other, and fix every number.
 
-    Explicit targets are taken first, then each request without one gets the lowest free number
-    from 10 up, in the order of the requests. 0, 1 and 2 that nobody has asked for pass through,
-    or are /dev/null.
+    0, 1 and 2 that nobody has asked for pass through, or are /dev/null.
 
     Args:
         requests: In order of declaration, from every source of requests.
@@ -90,27 +100,40 @@ def build_plan(
 
     Raises:
         WwError: With code 2 if the requests contradict each other or themselves; with code 65
-            if the kernel contradicts them, or there are more than there are numbers.
+            if the kernel contradicts them, or there are more than there are numbers; with code 67
+            if the kernel does not say what a descriptor is.
     """
     asked = tuple(requests)
-    limit = target_limit()
-    check_requests(asked, limit, stdio=stdio)
+    if stdio:
+        _check_passing_through(asked)
 
-    known: dict[int, Descriptor] = {}
-    for request in asked:
-        if request.source not in known:
-            known[request.source] = _inspect(request.origin, request.source, inherited)
-    asked = tuple(_with_path(request, known[request.source]) for request in asked)
-    preopens = plan_preopens(asked, scratch=scratch, ipfs=ipfs)
-    numbers = {preopen.name: preopen.number for preopen in preopens}
-    targets = assign_targets(asked, limit, [preopen.number for preopen in preopens])
-    entries = [
-        _grant(request, target, numbers.get(request.name, 0), known[request.source])
-        for request, target in zip(asked, targets, strict=True)
-    ]
-    for number in sorted(set(STDIO).difference(targets)):
-        entries.append(_pass_through(number, inherited) if stdio else _null(number))
+    def inspect(request: Request) -> Descriptor:
+        return _inspect(request.origin, request.source, inherited)
+
+    with Refusals():
+        entries = granting.plan_requests(
+            asked, inspect, scratch=scratch, content=IPFS if ipfs else ""
+        )
+        taken = {entry.grant.target for entry in entries}
+        for number in sorted(set(STDIO) - taken):
+            entries.append(_pass_through(number, inherited) if stdio else _null(number))
     return GrantPlan(tuple(sorted(entries, key=lambda entry: entry.grant.target)))
+
+
+class Refusals:
+    """A ``with`` block that tells ww's user of what the sandbox refuses."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, GrantError):
+            code = EXIT_USAGE if error.usage else EXIT_GRANT
+            raise WwError(error.where, error.what, hint=error.hint, code=code) from None
+        if isinstance(error, JailError):
+            raise WwError(
+                error.step, error.what, hint="ww needs a mounted /proc", code=EXIT_JAIL
+            ) from None
 
 
 def _inspect(origin: str, source: int, inherited: Inherited, *, nulled: bool = False) -> Descriptor:
@@ -131,7 +154,7 @@ def _inspect(origin: str, source: int, inherited: Inherited, *, nulled: bool = F
         )
     try:
         if source in inherited.sources or (nulled and source in inherited.nulled):
-            return describe(source)
+            return granting.describe(source)
     except OSError as error:
         if error.errno != errno.EBADF:
             raise
@@ -143,104 +166,9 @@ def _inspect(origin: str, source: int, inherited: Inherited, *, nulled: bool = F
     )
 
 
-def _with_path(request: Request, source: Descriptor) -> Request:
-    """Give a directory its path in the cell, and hold that nothing else has one."""
-    own = f"/{request.name}"
-    if not source.directory:
-        if request.guest is not None:
-            raise WwError(
-                request.origin,
-                f"fd {request.source} is {_a(source.what)} and no directory",
-                code=EXIT_GRANT,
-            )
-        return request
-    guest = own if request.guest is None else request.guest
-    if request.pathlink and guest != own:
-        raise WwError(
-            request.origin,
-            f"the directory '{request.name}' cannot be at '{own}': the cell finds it at '{guest}'",
-            hint="drop pathlink=true",
-            code=EXIT_USAGE,
-        )
-    # It is at its path without a link.
-    return request._replace(guest=guest, pathlink=False)
-
-
-def _grant(request: Request, target: int, preopen: int, source: Descriptor) -> PlannedGrant:
-    """Hold that mode and type are the source's, or less."""
-    if source.mode is None or source.refusal:
-        raise WwError(
-            request.origin,
-            f"fd {request.source} is {_a(source.what)} and cannot be granted: {source.refusal}",
-            hint="grant a file, a directory, a stream or a socket in its place",
-            code=EXIT_GRANT,
-        )
-    grant = Grant(
-        target=target,
-        name=request.name,
-        mode=_mode(request, source.mode, source),
-        type=_type(request, source),
-        move=request.move,
-        cloexec=request.cloexec,
-        pathlink=request.pathlink,
-        guest=request.guest,
-        preopen=preopen,
-    )
-    return PlannedGrant(grant, request.source, request.origin, source.mode, source.what)
-
-
-def _mode(request: Request, actual: Mode, source: Descriptor) -> Mode:
-    if source.directory:
-        return _directory_mode(request, actual)
-    asked = request.mode or actual
-    if not set(asked) <= set(actual):
-        raise WwError(
-            request.origin,
-            f"mode={asked} is asked, but fd {request.source}, {_a(source.what)}, is open with"
-            f" mode={actual}",
-            hint=f"ask for mode={actual}, or open it otherwise",
-            code=EXIT_GRANT,
-        )
-    return asked
-
-
-def _directory_mode(request: Request, actual: Mode) -> Mode:
-    """Return the mode of a directory: whoever opens one has it for reading, so more is asked for.
-
-    Write access alone is refused, because nothing can be written in a directory whose names
-    cannot be looked up.
-    """
-    asked = request.mode or "r"
-    if asked == "w":
-        what, hint = "is a directory, and nobody can write without finding names", "ask for mode=rw"
-    elif not set(asked) <= set(actual):
-        what, hint = "is a directory on a read-only mount", f"ask for mode={actual}"
-    else:
-        return asked
-    raise WwError(
-        request.origin,
-        f"mode={asked} is asked, but fd {request.source} {what}",
-        hint=hint,
-        code=EXIT_GRANT,
-    )
-
-
-def _type(request: Request, source: Descriptor) -> FdType:
-    asked = request.type or source.types[0]
-    if asked not in source.types:
-        possible = " or ".join(f"type={name}" for name in source.types)
-        raise WwError(
-            request.origin,
-            f"type={asked} is asked, but fd {request.source} is {_a(source.what)}",
-            hint=f"ask for {possible}, or leave the type out",
-            code=EXIT_GRANT,
-        )
-    return asked
-
-
 def _pass_through(number: int, inherited: Inherited) -> PlannedGrant:
     """Plan one of 0, 1, 2 as it is; a closed one is /dev/null since the start of the program."""
-    name = STDIO_NAMES[number]
+    name = granting.STDIO_NAMES[number]
     found = _inspect(name, number, inherited, nulled=True)
     refusal = "it must be granted by name" if found.directory else found.refusal
     if found.mode is None or refusal:

@@ -64,6 +64,14 @@ class Calls:
         self._slots.append(item)
         return len(self._slots) - 1
 
+    def forget(self) -> None:
+        """Close all that was added."""
+        for item in self._slots:
+            if item is not None:
+                item.close()
+        self._slots.clear()
+        self._opened.clear()
+
     def _add_opened(self, item: File | BaseDirectory) -> int:
         slot = self.add(item)
         self._opened.add(slot)

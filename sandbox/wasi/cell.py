@@ -4,12 +4,14 @@ import ctypes
 import fcntl
 import os
 import zlib
+from functools import cache
+from typing import NoReturn
 
 import wasmtime
 from wasmtime import _ffi
 
 from sandbox import compiling
-from sandbox.grants import LAST_STANDARD
+from sandbox.grants import LAST_STANDARD, Grant
 from sandbox.inside import Inside, Own
 from sandbox.outcome import Outcome, limit
 from sandbox.plan import COMPONENT_MAGIC, Plan
@@ -29,6 +31,16 @@ from sandbox.wasi.tree import Directory
 # Magic number and version: binary format of the WebAssembly specification, section 5.5.16.
 _CORE_MODULE = b"\0asm\x01\0\0\0"
 _STDOUT = 1
+# A cell as all are, in little: it writes nothing, and ends.
+_REHEARSAL = f"""
+(module
+  (import "{abi.MODULE}" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (import "{abi.MODULE}" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 1)
+  (func (export "_start")
+    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
+    (call $exit (i32.const 0))))
+"""
 # Where a C library finds the writable directory.
 _SCRATCH = b"/tmp"
 
@@ -53,12 +65,21 @@ class CellHost:
         self._cache = Cache(cache, cache_size)
         self._workshops = {False: Workshop(self._cache, fuel=False)}
 
-    def _workshop(self, plan: Plan) -> "Workshop":
-        """Return the parts for a plan; those that count fuel are made when first asked for."""
-        fuel = plan.limits.fuel is not None
+    def prepare(self, *, fuel: bool) -> None:
+        """Make the parts for cells that count fuel, or for the others, unless they are there.
+
+        Args:
+            fuel: Which.
+
+        Raises:
+            wasmtime.WasmtimeError: If the engine refuses any of it.
+        """
         if fuel not in self._workshops:
             self._workshops[fuel] = Workshop(self._cache, fuel=fuel)
-        return self._workshops[fuel]
+
+    def _workshop(self, plan: Plan) -> "Workshop":
+        """Return the parts for a plan, which :meth:`prepare` has made."""
+        return self._workshops[plan.limits.fuel is not None]
 
     def find(self, plan: Plan, code: int) -> int | None:
         """Return a descriptor of a cell's compiled form, if the cache has it whole.
@@ -67,11 +88,11 @@ class CellHost:
             plan: The cell's plan.
             code: The cell's bytes; they are known by the plan's digest.
         """
-        return self._cache.find(self._workshop(plan).name(plan.digest))
+        return self._cache.find(_name(plan))
 
     def keep(self, plan: Plan, artifact: int) -> str:
         """Put a compiled form into the cache, or return why it is not kept."""
-        return self._cache.keep(self._workshop(plan).name(plan.digest), artifact)
+        return self._cache.keep(_name(plan), artifact)
 
     def compile(self, inside: Inside) -> Outcome:
         """Compile a cell in this process, whose jail holds its bytes and room for the result."""
@@ -88,9 +109,43 @@ class CellHost:
             return limit("memory")
         return Outcome("exit", 0)
 
+    def rehearse(self, null: int) -> None:
+        """Do once what is done with every cell, in a process that waits for one.
+
+        After a clone, a page is copied when it is first written to, which takes longer than what is
+        done there. Where there is time before a cell comes, it need not be the cell's.
+
+        Args:
+            null: A descriptor of /dev/null, which is left open.
+
+        Raises:
+            wasmtime.WasmtimeError: If the engine refuses anything.
+        """
+        self._workshops[False].rehearse(null)
+
     def run(self, inside: Inside) -> Outcome:
         """Run a cell in this process, which is jailed, holds its descriptors, and ends after it."""
         return self._workshop(inside.plan).run(inside)
+
+
+def _no_limit() -> NoReturn:
+    raise MemoryError("the rehearsal needs more memory than a cell has")
+
+
+def _name(plan: Plan) -> str:
+    """Return the name in the cache of a cell's compiled form."""
+    return _artifact(plan.digest, fuel=plan.limits.fuel is not None)
+
+
+def _artifact(digest: str, *, fuel: bool) -> str:
+    """Return the name in the cache of what was compiled from something with a digest."""
+    return f"{digest}-{_fingerprint(fuel=fuel):08x}.cwasm"
+
+
+@cache
+def _fingerprint(*, fuel: bool) -> int:
+    # A checksum is enough: the engine checks by itself what it loads.
+    return zlib.crc32(engine.fingerprint(fuel=fuel).encode())
 
 
 class Workshop:
@@ -108,25 +163,22 @@ class Workshop:
         """
         self._memories = Memories()
         self._engine = engine.make(self._memories, fuel=fuel)
-        self._fingerprint = engine.fingerprint(fuel=fuel)
+        self._fuel = fuel
         self._shim = self._own_module(cache, "shim", switch.shim())
         self._switch = self._own_module(cache, "switch", switch.switch())
+        self._rehearsal = bytes(self._own_module(cache, "rehearsal", _REHEARSAL).serialize())
         self._served: dict[int, File | BaseDirectory] = {}
         self._calls = Calls()
         self._functions = HostFunctions()
         self._linker = wasmtime.Linker(self._engine)
+        self._linker.allow_shadowing = True  # what is a cell's own, is defined for each anew
         self._linker.define_wasi()
         for name, kinds in switch.host_functions().items():
             self._functions.define(self._linker, name, kinds, self._calls.function(name))
 
-    def name(self, digest: str) -> str:
-        """Return the name in the cache of what was compiled from something with a digest."""
-        # A checksum is enough for the rest: the engine checks by itself what it loads.
-        return f"{digest}-{zlib.crc32(self._fingerprint.encode()):08x}.cwasm"
-
     def _own_module(self, cache: Cache, name: str, text: str) -> wasmtime.Module:
         """Return a module of the host, compiled before or now."""
-        name = self.name(f"{name}-{zlib.crc32(text.encode()):08x}")
+        name = _artifact(f"{name}-{zlib.crc32(text.encode()):08x}", fuel=self._fuel)
         found = cache.find(name)
         if found is not None:
             try:
@@ -215,6 +267,26 @@ class Workshop:
         else:
             _start(store, cell)(store)
         return Outcome("exit", 0)
+
+    def rehearse(self, null: int) -> None:
+        """Run a cell of the host's own; see :meth:`CellHost.rehearse`."""
+        grants = tuple(Grant(number, None, "rw", "file") for number in range(LAST_STANDARD + 1))
+        plan = Plan.decode(Plan(grants, ("cell",), (("WW_FDS", ""),), 1, 1, "").encode())
+        self._memories.restrict(plan.limits.memory, _no_limit)
+        store = wasmtime.Store(self._engine)
+        store.set_limits(table_elements=plan.limits.table_elements)
+        module = wasmtime.Module.deserialize(self._engine, self._rehearsal)
+        self._served = _serve(plan, Own(line=-1, code=-1, null=os.dup(null), listing=-1))
+        store.set_wasi(_wasi_config(plan))
+        try:
+            _start(store, self._link(store, module, plan))(store)
+        except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
+            Outcome.decode(self._ended(error).encode())
+        store.close()
+        self._functions.failure = None
+        self._served = {}
+        self._calls.forget()
+        self._memories.forget()
 
     def _ended(self, error: wasmtime.Trap | wasmtime.WasmtimeError) -> Outcome:
         """Return how a cell ended that did not return."""

@@ -22,12 +22,13 @@ _NO_FINALIZER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)()
 class _Memory:
     """One linear memory: where it is, how much of it is in use, and how far it can grow."""
 
-    __slots__ = ("base", "capacity", "size")
+    __slots__ = ("base", "capacity", "reserved", "size")
 
-    def __init__(self, base: int, size: int, capacity: int) -> None:
+    def __init__(self, base: int, size: int, capacity: int, reserved: int) -> None:
         self.base = base
         self.size = size
         self.capacity = capacity
+        self.reserved = reserved
 
 
 class Memories:
@@ -70,6 +71,12 @@ class Memories:
         self._on_limit = on_limit
         self._held = 0
 
+    def forget(self) -> None:
+        """Give up all memories, which nothing uses any more."""
+        for memory in self._made.values():
+            syscalls.release(memory.base, memory.reserved)
+        self._made.clear()
+
     @contextmanager
     def uncounted(self) -> Iterator[None]:
         """Make memories of the host's own, which are not the cell's to pay for."""
@@ -109,7 +116,7 @@ class Memories:
             return _error(error)
         self._count(minimum)
         number = len(self._made) + 1
-        self._made[number] = _Memory(base, minimum, capacity)
+        self._made[number] = _Memory(base, minimum, capacity, capacity + guard)
         made = result[0]
         made.env = number
         made.get_memory = self._get_callback

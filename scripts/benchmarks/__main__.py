@@ -16,7 +16,7 @@ from scripts.benchmarks.contest import Missing, Result, take_turns
 from scripts.benchmarks.ours import Ours
 from scripts.benchmarks.peers import Peers
 from scripts.benchmarks.report import Report
-from scripts.benchmarks.rows import NOT_YET, ROWS, chosen
+from scripts.benchmarks.rows import ROWS, chosen
 from scripts.benchmarks.setting import Mode, Setting
 
 _REPO = Path(__file__).resolve().parents[2]
@@ -93,16 +93,9 @@ def measure(names: Sequence[str], mode: Mode) -> Report:
             memory.chmod(0o755)
         peers = Peers(build / "bench" / "peers", work)
         setting = Setting(mode, Ours(work / "home"), peers, Cells(_REPO, work), work, memory)
-        whole = Report(
-            machine.describe(_REPO, peers),
-            mode,
-            [],
-            {name: NOT_YET[name] for name in names if name in NOT_YET},
-        )
+        whole = Report(machine.describe(_REPO, peers), mode, [])
         _show(report.heading(whole.machine))
         for name in names:
-            if name in NOT_YET:
-                continue
             before = machine.others() if mode != "short" else 0.0
             result = _measure(setting, name)
             result.others = max(before, machine.others()) if mode != "short" else 0.0

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 
-from sandbox import SpawnerError
+from sandbox import Spawner, SpawnerError
 from scripts.benchmarks import processes
 from scripts.benchmarks.contest import Comparison, Measure, Missing, Row, Target
 from scripts.benchmarks.ours import Cell
@@ -41,24 +41,26 @@ def idle(setting: Setting) -> Iterator[Row]:
 
 def _of_library(setting: Setting, cell: Cell, more: int) -> float:
     with ExitStack() as stack:
-        waiting = [stack.enter_context(_waiting(setting, cell))]
-        before = proportional_set_size(waiting)
-        waiting += [stack.enter_context(_waiting(setting, cell)) for _ in range(more)]
-        return (proportional_set_size(waiting) - before) / more
+        spawner = stack.enter_context(setting.ours.spawner())
+        stack.enter_context(_waiting(spawner, cell))
+        before = proportional_set_size([spawner.pid])
+        for _ in range(more):
+            stack.enter_context(_waiting(spawner, cell))
+        return (proportional_set_size([spawner.pid]) - before) / more
 
 
 @contextmanager
-def _waiting(setting: Setting, cell: Cell) -> Iterator[int]:
-    """Keep a cell that waits; the process that has it below itself."""
+def _waiting(spawner: Spawner, cell: Cell) -> Iterator[None]:
+    """Keep a cell that waits."""
     with ExitStack() as stack:
-        (spawner,) = stack.enter_context(setting.ours.spawners())
+        connection = stack.enter_context(closing(spawner.connect()))
         (stdin, hold), (heard, stdout) = os.pipe(), os.pipe()
         stack.callback(os.close, heard)
 
         def run() -> None:
             try:
                 with suppress(SpawnerError):  # then the cell does not get ready, which is told
-                    cell.run(spawner, fds={0: stdin, 1: stdout})
+                    cell.run(connection, fds={0: stdin, 1: stdout})
             finally:
                 os.close(stdin)
                 os.close(stdout)
@@ -68,7 +70,7 @@ def _waiting(setting: Setting, cell: Cell) -> Iterator[int]:
         stack.callback(thread.join)
         stack.callback(os.close, hold)  # ends the cell
         _await_ready(heard)
-        yield spawner.pid
+        yield
 
 
 def _of_peer(command: Command, more: int) -> float:

@@ -2,14 +2,15 @@
 
 import hashlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from runner.cells import open_cell
-from sandbox import Grant, Limits, Outcome, Plan, Spawner, SpawnerError
+from sandbox import Connection, Grant, Limits, Outcome, Plan, Spawner, SpawnerError
 from scripts.benchmarks import processes
 
 # As ww itself does it: nobody, where root runs it.
@@ -31,6 +32,7 @@ class Ours:
             "WW_HOME": str(home),
             "LANG": "C.UTF-8",
             "WW_IPFS": "off",  # what this machine's Kubo does is no part of it
+            "WW_SOCKET": "off",  # nor what a server of the caller's would
         }
 
     def command(self, *args: str) -> list[str]:
@@ -67,16 +69,38 @@ class Ours:
         return Cell(open_cell(address, self.environment), address)
 
     @contextmanager
-    def spawners(self, count: int = 1) -> Iterator[list[Spawner]]:
-        """Keep so many spawners, as a program does that runs many cells."""
-        made: list[Spawner] = []
+    def spawner(self, *, jails: int = 0) -> Iterator[Spawner]:
+        """Keep a spawner, as a program does that runs many cells.
+
+        Args:
+            jails: How many jails it keeps ready.
+        """
+        with closing(Spawner.start(str(self.cache), jails=jails)) as spawner:
+            yield spawner
+
+    @contextmanager
+    def server(self) -> Iterator["Ours"]:
+        """Keep a server, and yield ww as it is with that."""
+        path = str(self.home / "spawner.sock")
+        command = self.command("serve", "--socket", path)
+        heard, said = os.pipe()
+        null = os.open("/dev/null", os.O_RDWR)
         try:
-            for _ in range(count):
-                made.append(Spawner.start(str(self.cache)))
-            yield made
+            pid = processes.start(command, {0: null, 1: null, 2: said}, self.environment)
         finally:
-            for spawner in made:
-                spawner.close()
+            os.close(said)
+            os.close(null)
+        try:
+            # It says where it serves when it begins to listen.
+            if not os.read(heard, 1 << 12):
+                raise RuntimeError("the server did not start")
+            served = Ours(self.home)
+            served.environment = {**self.environment, "WW_SOCKET": path}
+            yield served
+        finally:
+            os.kill(pid, signal.SIGTERM)
+            os.waitpid(pid, 0)
+            os.close(heard)
 
 
 class Cell:
@@ -96,7 +120,7 @@ class Cell:
 
     def run(
         self,
-        spawner: Spawner,
+        spawner: Connection,
         *,
         fds: Mapping[int, int],
         args: Sequence[str] = (),
@@ -128,7 +152,7 @@ class Cell:
         )
         return spawner.run(plan, self._code, [fds[target] for target in sorted(fds)], on_start)
 
-    def once(self, spawner: Spawner, expected: bytes, *, more: int = 0) -> float:
+    def once(self, spawner: Connection, expected: bytes, *, more: int = 0) -> float:
         """Run it, read all that it writes, and return the seconds that this took.
 
         Args:

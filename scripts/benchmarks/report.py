@@ -24,13 +24,11 @@ class Report:
         machine: As :func:`scripts.benchmarks.machine.describe` returns it.
         mode: How much work there was.
         results: What came of each row.
-        not_yet: The rows that cannot be measured yet, and why.
     """
 
     machine: Mapping[str, Any]
     mode: str
     results: list[Result]
-    not_yet: Mapping[str, str]
 
     def encode(self) -> str:
         """Return it as JSON, for :meth:`decode`."""
@@ -52,7 +50,6 @@ class Report:
             "machine": self.machine,
             "mode": self.mode,
             "rows": rows,
-            "not_yet": self.not_yet,
         }
         return json.dumps(whole, indent=1) + "\n"
 
@@ -68,7 +65,7 @@ class Report:
             ]
             del row["medians"]
             results.append(Result(**row, comparisons=comparisons))
-        return cls(whole["machine"], whole["mode"], results, whole["not_yet"])
+        return cls(whole["machine"], whole["mode"], results)
 
 
 def heading(machine: Mapping[str, Any]) -> Iterator[str]:
@@ -111,8 +108,6 @@ def lines(result: Result) -> Iterator[str]:
 def ending(report: Report) -> Iterator[str]:
     """Return the lines that are below the rows."""
     yield ""
-    for name, reason in report.not_yet.items():
-        yield f"{name}: not available: {reason}"
     if report.mode == "short":
         yield "This was the short mode: its figures mean nothing."
     elif any(result.others > BUSY for result in report.results):

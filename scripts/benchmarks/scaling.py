@@ -1,7 +1,7 @@
 """Rows of how cost grows with the work. Our own figures are compared with each other."""
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 
 from scripts.benchmarks.contest import Comparison, Measure, Missing, Row, Target
@@ -24,7 +24,7 @@ def grants(setting: Setting) -> Iterator[Row]:
     names = [f"library, {size} grants" for size in sizes]
     with (
         closing(setting.ours.open(str(setting.cells.hello))) as cell,
-        setting.ours.spawners() as (spawner,),
+        setting.ours.spawner() as spawner,
     ):
         yield Row(
             "grants",
@@ -49,9 +49,11 @@ def at_once(setting: Setting) -> Iterator[Row]:
     peers = [f"{PEER}, {size} cells" for size in sizes]
     with (
         closing(setting.ours.open(str(hello))) as cell,
-        setting.ours.spawners(sizes[-1]) as spawners,
+        setting.ours.spawner() as spawner,
+        ExitStack() as stack,
     ):
-        work = [partial(cell.once, spawner, GREETING) for spawner in spawners]
+        lanes = [stack.enter_context(closing(spawner.connect())) for _ in range(sizes[-1])]
+        work = [partial(cell.once, lane, GREETING) for lane in lanes]
 
         def peer(size: int) -> Measure:
             once = timed(setting.peers.jailed("bwrap", hello), GREETING)

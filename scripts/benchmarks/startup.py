@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 
 from scripts.benchmarks import processes
@@ -16,6 +16,7 @@ LIBRARY = "library, spawner kept"
 PEER = "bwrap + wasmtime"
 _SMALL = "bwrap + wasmtime-min"
 _RUN = "ww run"
+_JAILS = 4
 
 
 def timed(command: Command, expected: bytes) -> Measure:
@@ -30,17 +31,27 @@ def timed(command: Command, expected: bytes) -> Measure:
     return measure
 
 
-@contextmanager
-def warm(setting: Setting) -> Iterator[Row]:
+def warm(setting: Setting) -> AbstractContextManager[Row]:
     """Run one cell after the other from a program."""
+    return _warm(setting, "warm", "a hello cell, start to end, from a program", 0, Target(0.5))
+
+
+def warm_ready(setting: Setting) -> AbstractContextManager[Row]:
+    """The same with jails that were made in advance."""
+    what = "a hello cell, start to end, from a program, in a jail made in advance"
+    return _warm(setting, "warm-ready", what, _JAILS, Target(0.25))
+
+
+@contextmanager
+def _warm(setting: Setting, name: str, what: str, jails: int, target: Target) -> Iterator[Row]:
     hello, peers = setting.cells.hello, setting.peers
     with (
         closing(setting.ours.open(str(hello))) as cell,
-        setting.ours.spawners() as (spawner,),
+        setting.ours.spawner(jails=jails) as spawner,
     ):
         yield Row(
-            "warm",
-            "a hello cell, start to end, from a program",
+            name,
+            what,
             "s",
             {
                 LIBRARY: lambda: cell.once(spawner, GREETING),
@@ -49,7 +60,7 @@ def warm(setting: Setting) -> Iterator[Row]:
                     lambda: timed(peers.jailed("bwrap", hello, small=True), GREETING)
                 ),
             },
-            [Comparison(LIBRARY, PEER, Target(0.5)), Comparison(LIBRARY, _SMALL)],
+            [Comparison(LIBRARY, PEER, target), Comparison(LIBRARY, _SMALL)],
             setting.choose(1, 60, 300),
         )
 
@@ -61,11 +72,12 @@ def throughput(setting: Setting) -> Iterator[Row]:
     hello, peers = setting.cells.hello, setting.peers
     with (
         closing(setting.ours.open(str(hello))) as cell,
-        setting.ours.spawners(2) as spawners,
+        setting.ours.spawner() as spawner,
+        closing(spawner.connect()) as other,
     ):
 
         def library() -> float:
-            work = [partial(cell.once, spawner, GREETING) for spawner in spawners]
+            work = [partial(cell.once, spawner, GREETING) for spawner in (spawner, other)]
             return count / side_by_side(work, count // 2)
 
         def peer() -> Measure:
@@ -140,6 +152,32 @@ def run(setting: Setting) -> Iterator[Row]:
         ],
         setting.choose(1, 20, 60),
     )
+
+
+@contextmanager
+def run_served(setting: Setting) -> Iterator[Row]:
+    """Start ww anew while a server runs."""
+    hello = setting.cells.hello
+    address = setting.ours.export(hello)
+    with setting.ours.server() as served:
+
+        def ours() -> float:
+            ran = served.run(address)
+            if GREETING not in ran.output:
+                raise RuntimeError(f"it wrote {ran.output[:200]!r}")
+            return ran.seconds
+
+        yield Row(
+            "run-served",
+            "a hello cell by its address, from the command line, with ww serve running",
+            "s",
+            {
+                _RUN: ours,
+                PEER: contestant(lambda: timed(setting.peers.jailed("bwrap", hello), GREETING)),
+            },
+            [Comparison(_RUN, PEER, Target(1.6, 1.0))],
+            setting.choose(1, 40, 200),
+        )
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pytest
 from scripts.benchmarks import report
 from scripts.benchmarks.contest import Comparison, Missing, Result, Row, Target, take_turns
 from scripts.benchmarks.report import Report
-from scripts.benchmarks.rows import NOT_YET, ROWS, chosen
+from scripts.benchmarks.rows import ROWS, chosen
 from tests.conftest import BUILD, REPO
 
 BENCH = REPO / "scripts" / "bench"
@@ -62,8 +62,7 @@ def check_ours(row: dict[str, Any]) -> None:
 
 def test_rows_of_starting_run(tmp_path: Path) -> None:
     found = measured(tmp_path, "warm", "throughput", "run")
-    # `run-served` is asked for too, and said to be missing.
-    assert set(found) == {"warm", "throughput", "run"}
+    assert set(found) == {"warm", "warm-ready", "throughput", "run", "run-served"}
     for row in found.values():
         check_ours(row)
 
@@ -102,7 +101,7 @@ def test_a_peer_that_is_not_there_is_named_and_the_rest_is_measured(tmp_path: Pa
 
 
 def test_list_and_refusals() -> None:
-    assert bench("--list").stdout.split() == [*ROWS, *NOT_YET]
+    assert bench("--list").stdout.split() == list(ROWS)
     assert bench("--list", "copy").stdout.split() == [n for n in ROWS if n.startswith("copy-")]
     for wrong in (("frobnicate",), ("--frobnicate",), ("--short", "--full")):
         done = bench("--no-install", *wrong)
@@ -120,12 +119,12 @@ def test_help_names_every_flag() -> None:
 
 def test_the_document_has_every_row() -> None:
     text = (REPO / "docs" / "benchmarks.md").read_text()
-    assert [name for name in (*ROWS, *NOT_YET) if f"`{name}`" not in text] == []
+    assert [name for name in ROWS if f"`{name}`" not in text] == []
 
 
 def test_names_of_rows() -> None:
-    assert chosen([]) == [*ROWS, *NOT_YET]
-    assert chosen(["size", "warm"]) == ["warm", "size", "warm-ready"]
+    assert chosen([]) == list(ROWS)
+    assert chosen(["size", "warm"]) == ["warm", "warm-ready", "size"]
     with pytest.raises(KeyError):
         chosen(["cop"])
 
@@ -201,7 +200,7 @@ def sample_report() -> Report:
         "account": "root",
         "versions": {"ww": "1"},
     }
-    return Report(machine, "usual", [result], {"later": "not yet"})
+    return Report(machine, "usual", [result])
 
 
 def test_a_result_survives_json_and_is_shown_the_same(tmp_path: Path) -> None:
@@ -216,7 +215,6 @@ def test_a_result_survives_json_and_is_shown_the_same(tmp_path: Path) -> None:
 
     text = "\n".join(report.lines(whole.results[0]))
     assert "a / b = 0.50 (0.44..0.56), to reach <= 0.4: MISSED" in text
-    assert "later: not available: not yet" in "\n".join(report.ending(whole))
 
 
 def test_a_busy_machine_is_told() -> None:

@@ -17,6 +17,7 @@ import wasmtime
 
 from tests.cli.test_signals import READING
 from tests.conftest import CAN_BE_ROOT, EXAMPLES, Account, Leftovers, Ww
+from tests.features import needs
 from tests.jail.inside import variant
 
 HELLO = EXAMPLES / "hello" / "hello.wasm"
@@ -312,8 +313,8 @@ namespaces.flags = lambda isolation: 1 << 62
 def test_a_spawner_that_ends_is_told_of(ww: Ww) -> None:
     patch = """
 import os
-from sandbox import spawner
-spawner.Spawner._compile = lambda self, *args: os._exit(3)
+from sandbox.lane import Lane
+Lane._compile = lambda self, *args: os._exit(3)
 """
     code, out, err = said(ww.call([*variant(patch), "cache", "warm", HELLO]))
     assert (code, out) == (1, "")
@@ -336,7 +337,7 @@ def test_a_signal_ends_it(
     assert (process.returncode, out, err) == (128 + number, b"", b"")
 
 
-@pytest.mark.skipif(not CAN_BE_ROOT, reason="only root can use --isolation chroot")
+@needs("root", CAN_BE_ROOT, "only root can use --isolation chroot")
 def test_the_weaker_jail_compiles_too(ww: Ww) -> None:
     done = ww.run("cache", "warm", "--isolation", "chroot", HELLO)
     assert said(done) == (0, f"compiled {HELLO}\n", "")

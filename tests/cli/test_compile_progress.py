@@ -28,10 +28,10 @@ PATIENCE = 30
 # A spawner that has compiled, and does not say so before the test lets it.
 WAITING = """
 import os, time
-from sandbox import spawner
+from sandbox.lane import Lane
 from sandbox.outcome import Outcome
 
-compile_cell = spawner.Spawner._compile
+compile_cell = Lane._compile
 
 def waiting(self, *args):
     made = compile_cell(self, *args)
@@ -39,7 +39,7 @@ def waiting(self, *args):
         time.sleep(0.01)
     return {then}
 
-spawner.Spawner._compile = waiting
+Lane._compile = waiting
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -73,7 +74,9 @@ def test_refuses_what_it_does_not_know(name: str) -> None:
 
 def test_the_build_server_runs_what_a_developer_runs() -> None:
     lines = (REPO / ".ci/run").read_text().splitlines()
-    commands = [line for line in lines if line and not line.startswith(("#", "set "))]
+    # It says what its machine must have, and nothing else.
+    setting = ("#", "set ", "export WW_REQUIRE=")
+    commands = [line for line in lines if line and not line.startswith(setting)]
     assert len(commands) == 1
     assert commands[0].startswith("exec ")
     assert commands[0].endswith('/../scripts/test"')
@@ -134,15 +137,42 @@ def test_vagrantfile_is_valid(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "validated successfully" in done.stdout
+    for machine in ("debian", "ubuntu"):
+        assert f"==> {machine}: " in done.stdout
 
 
-def test_vagrantfile_runs_the_scripts() -> None:
+def test_vagrantfile_starts_scripts_that_are_there() -> None:
     text = (REPO / "Vagrantfile").read_text()
-    for name in ("scripts/install", "scripts/test"):
-        assert f"/vagrant/{name}" in text or f"/srv/ww/{name}" in text
+    named = re.findall(r"(?:/vagrant|/srv/ww)/(scripts/[\w/]+)", text)
+    assert {"scripts/test", "scripts/vm/guest/provision"} <= set(named)
+    assert [name for name in named if not os.access(REPO / name, os.X_OK)] == []
     # Made inside the machine, for its own Python; the tree of the host must not bring its own.
     for excluded in (".git/", ".venv/", "build/"):
         assert f'"{excluded}"' in text
+
+
+def test_a_fresh_machine_finds_the_scripts_from_the_login_directory(tmp_path: Path) -> None:
+    # As in a machine: the tree is elsewhere, and what would install ww is not.
+    tree, home = tmp_path / "vagrant", tmp_path / "home"
+    home.mkdir()
+    guest = tree / "scripts/vm/guest"
+    guest.mkdir(parents=True)
+    (guest / "provision").write_bytes((REPO / "scripts/vm/guest/provision").read_bytes())
+    (guest / "provision").chmod(0o755)
+    for name, status in (("install", 0), ("test", 3)):
+        script = tree / "scripts" / name
+        script.write_text(f"#!/bin/sh\necho {name}\nexit {status}\n")
+        script.chmod(0o755)
+    for _ in range(2):
+        done = call(guest / "provision", cwd=home, HOME=str(home))
+        assert (done.returncode, done.stdout) == (0, "install\n"), done.stderr
+        # vagrant ssh -c ./scripts/test
+        done = call("bash", "-c", "./scripts/test", cwd=home, HOME=str(home))
+        assert (done.returncode, done.stdout) == (3, "test\n")
+    (tree / "scripts/install").write_text("#!/bin/sh\nexit 67\n")
+    if not Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").exists():
+        # Only where that restriction is in force is it no failure.
+        assert call(guest / "provision", cwd=home, HOME=str(home)).returncode == 67
 
 
 def test_the_tree_has_its_parts() -> None:

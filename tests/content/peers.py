@@ -33,7 +33,8 @@ from typing import Any, Self
 import pytest
 
 from runner.content.cid import DAG_PB, Cid
-from tests.conftest import BUILD, EXAMPLES, PACKAGES, cannot_run, need_command
+from tests.conftest import BUILD, EXAMPLES, PACKAGES, need_command
+from tests.features import lacks
 
 SCRIPTS = Path(__file__).with_name("peers")
 INSTALLED = Path(os.environ.get("WW_TEST_NPM", BUILD / "npm")) / "tests" / "content" / "peers"
@@ -136,7 +137,7 @@ def _modules(name: str) -> Path:
     key = hashlib.sha256(lock.read_bytes()).hexdigest()
     stamp = INSTALLED / name / ".setup"
     if not stamp.is_file() or stamp.read_text().strip() != key:
-        cannot_run(f"the packages of {lock} are not installed (scripts/test does it, with npm)")
+        lacks("npm", f"the packages of {lock} are not installed (scripts/test does it, with npm)")
     return INSTALLED / name / "node_modules"
 
 
@@ -300,13 +301,16 @@ class Kubo:
 def need_kubo() -> None:
     """Skip where no Kubo can be started."""
     if os.uname().machine != "x86_64":
-        pytest.skip("the library of kubo_python is for x86_64")
+        lacks("x86-64", "the library of kubo_python is for x86_64")
     if not KUBO_LIBRARY.exists():
-        cannot_run(f"kubo_python is not in {PACKAGES} (scripts/test unpacks tests/packages.txt)")
+        lacks(
+            "packages",
+            f"kubo_python is not in {PACKAGES} (scripts/test unpacks tests/packages.txt)",
+        )
     try:
         subprocess.run([*UNSHARE, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
-        cannot_run("no network namespace may be made here")
+        lacks("userns", "no network namespace may be made here")
 
 
 # --- a line that breaks --------------------------------------------------------------------------

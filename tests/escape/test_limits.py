@@ -17,6 +17,7 @@ import wasmtime
 
 from sandbox.policy import Limits
 from tests.conftest import EXAMPLES, Leftovers, Ww
+from tests.features import lacks
 from tests.jail.footprint import FLAT, footprint
 from tests.jail.inside import below, variant, when_in_jail
 
@@ -356,7 +357,7 @@ def test_memory_that_is_taken_past_the_engine_ends_at_the_limit_of_the_control_g
     ww: Ww, leftovers: LeftoversFixture
 ) -> None:
     if told(ww, "--require", "cgroup", HELLO).done.returncode == 67:
-        pytest.skip("this machine gives no control group: RLIMIT_DATA is what holds here")
+        lacks("cgroup", "this machine gives no control group: RLIMIT_DATA is what holds here")
     command = variant(GREEDY.format(patch="resource.setrlimit = most"))
     with leftovers(ww):
         run = told(ww, "--memory", "64M", HELLO, command=command)

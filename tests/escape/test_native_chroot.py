@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from sandbox import landlock
-from tests.conftest import BuildFunction, Ww
+from tests.conftest import CAN_BE_ROOT, BuildFunction, Ww
+from tests.features import needs
 from tests.jail.inside import LAST, call, perform
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can use it")
+pytestmark = needs("root", CAN_BE_ROOT, "only root can use it")
 
 CWD = -100  # AT_FDCWD of include/uapi/linux/fcntl.h
 CHROOT = ("--isolation", "chroot")
@@ -70,7 +71,7 @@ def test_in_a_chroot_the_callers_other_descriptors_are_gone(ww: Ww, program: Pat
     assert tried.all() == [(4, 0)]
 
 
-@pytest.mark.skipif(landlock.abi() < 6, reason="this kernel's Landlock knows nothing of signals")
+@needs("landlock", landlock.abi() >= 6, "this kernel's Landlock knows nothing of signals")
 def test_in_a_chroot_no_other_process_can_be_signalled_or_traced(
     ww: Ww, program: Path, outside: int
 ) -> None:
@@ -88,7 +89,7 @@ def test_in_a_chroot_no_other_process_can_be_signalled_or_traced(
     assert tried.refusals() == [errno.EPERM] * 4
 
 
-@pytest.mark.skipif(landlock.abi() < 6, reason="this kernel's Landlock knows nothing of sockets")
+@needs("landlock", landlock.abi() >= 6, "this kernel's Landlock knows nothing of sockets")
 def test_in_a_chroot_no_server_of_the_host_can_be_reached(ww: Ww, program: Path) -> None:
     name = f"\0ww-test-{os.getpid()}-chroot"
     address = b"\1\0" + name.encode()

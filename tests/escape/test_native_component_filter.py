@@ -25,8 +25,13 @@ LAYER = (
     )
     .replace(
         "def confine",
-        "spawner._filters_for = lambda plan: spawner._filters("
-        '"load-component", "run-component")\n\ndef confine',
+        "from sandbox import jail, lane\n"
+        "from sandbox import order as orders\n"
+        'profiles = ("load-component", "run-component")\n'
+        "order = orders.order\n"
+        "lane.order = lambda *a, **b: order(*a, **b)._replace(profiles=profiles)\n"
+        "jail.profiles = lambda *a: profiles\n\n"
+        "def confine",
     )
 )
 assert LAYER.count('"run-component"') == 2

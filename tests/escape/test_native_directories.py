@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from sandbox import landlock
-from tests.conftest import BuildFunction, FdSource, Ww
+from tests.conftest import CAN_BE_ROOT, BuildFunction, FdSource, Ww
+from tests.features import needs
 from tests.jail.inside import (
     AT,
     LAST,
@@ -600,7 +601,7 @@ def test_a_directory_granted_to_write_makes_no_device_socket_or_pipe(
     assert not (folder / "node").exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a device")
+@needs("root", CAN_BE_ROOT, "only root makes a device")
 def test_a_device_in_a_directory_cannot_be_opened(
     ww_account: Ww, program: Path, folder: Path, grant: str
 ) -> None:

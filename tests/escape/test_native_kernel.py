@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import EXAMPLES, BuildFunction, Ww
+from tests.features import needs
 from tests.jail.inside import AT, SAVED, call, perform, variant
 
 X86 = platform.machine() == "x86_64"
-only_x86 = pytest.mark.skipif(not X86, reason="another machine has no such gate")
+only_x86 = needs("x86-64", X86, "another machine has no such gate")
 
 READ, WRITE, EXEC = mmap.PROT_READ, mmap.PROT_WRITE, mmap.PROT_EXEC
 PRIVATE, SHARED, ANONYMOUS = mmap.MAP_PRIVATE, mmap.MAP_SHARED, mmap.MAP_ANONYMOUS

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import BuildFunction, Ww
+from tests.features import lacks
 from tests.jail.inside import AT, LAST, SAVED, call, needs_landlock, perform
 
 CWD = -100  # AT_FDCWD of include/uapi/linux/fcntl.h
@@ -129,7 +130,7 @@ def test_a_namespace_of_users_lets_no_mount_be_attached_or_used(
     )
     results = tried.all()
     if results[0] != (0, 0):
-        pytest.skip("this machine gives its users no namespaces, and this one none either")
+        lacks("userns", "this machine gives its users no namespaces, and this one none either")
     old = results[1 : 1 + len(OLD_MOUNTS)]
     assert {ret for ret, _ in old} == {-1}
     assert {error for _, error in old} <= {errno.EPERM, errno.EINVAL}

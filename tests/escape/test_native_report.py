@@ -20,7 +20,7 @@ seal = Jail.seal
 
 def taken_over(self):
     seal(self)
-    if self._name == "cell":
+    if self._kind.name == "cell":
         os.write(self.own.line, b"entered")
         os.write(self.own.line, {message!r})
         time.sleep(600)
@@ -29,18 +29,25 @@ Jail.seal = taken_over
 """
 STEERING = "\x1b[2J\x1b]0;title\x07\r\nww: error: forged\x9b31m\ud800"
 REPORTS = {
-    "a limit without a name": ["limit", 0, "", "", ""],
-    "an end with a limit's name": ["exit", 0, "", "", "wall"],
-    "an end at a step of the jail": ["exit", 0, "", "namespaces", ""],
-    "a limit that steers the terminal": ["limit", 0, STEERING, "", "wall"],
-    "a trap that steers the terminal": ["trap", 0, STEERING, "", ""],
-    "a fault that steers the terminal": ["fault", 0, STEERING, "", ""],
-    "a rejection that steers the terminal": ["rejected", 0, STEERING, "", ""],
-    "a code that is no code": ["exit", 4095, "", "", ""],
-    "a signal that was none": ["signal", 9, "", "", ""],
-    "a breach that was none": ["isolation", 0, "", "", ""],
+    "a limit without a name": ["limit", 0, "", "", "", ""],
+    "an end with a limit's name": ["exit", 0, "", "", "wall", ""],
+    "an end at a step of the jail": ["exit", 0, "", "namespaces", "", ""],
+    "a limit that steers the terminal": ["limit", 0, STEERING, "", "wall", ""],
+    "a trap that steers the terminal": ["trap", 0, STEERING, "", "", ""],
+    "a fault that steers the terminal": ["fault", 0, STEERING, "", "", ""],
+    "a rejection that steers the terminal": ["rejected", 0, STEERING, "", "", ""],
+    "a code that is no code": ["exit", 4095, "", "", "", ""],
+    "a signal that was none": ["signal", 9, "", "", "", ""],
+    "a breach that was none": ["isolation", 0, "", "", "", ""],
+    "a use of nothing": ["exit", 0, "", "", "", "0.0 0.0 0"],
     "no text": None,
 }
+
+
+def encoded(kind: object, code: object, what: object, *rest: object) -> bytes:
+    """As :meth:`sandbox.Outcome.encode`, which does not take everything."""
+    text = "\0".join(map(str, (kind, code, *rest, what)))
+    return text.encode(errors="surrogatepass")
 
 
 @pytest.mark.parametrize("name", REPORTS)
@@ -48,7 +55,7 @@ def test_what_a_captive_cell_reports_cannot_break_ww_nor_contradict_itself(
     ww_account: Ww, name: str
 ) -> None:
     report = REPORTS[name]
-    message = b"\xff\0[" if report is None else json.dumps(report).encode()
+    message = b"\xff\0[" if report is None else encoded(*report)
     hello = EXAMPLES / "hello" / "hello.wasm"
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as events:

@@ -10,6 +10,7 @@ import pytest
 
 from sandbox import landlock
 from tests.conftest import BuildFunction, Ww
+from tests.features import needs
 from tests.jail.inside import AT, LAST, SAVED, call, perform
 
 STREAM, DGRAM, RAW, SEQPACKET = 1, 2, 3, 5
@@ -133,7 +134,7 @@ def test_no_server_of_the_host_can_be_reached_without_a_filter(
     assert results[3] == results[4] == (-1, errno.ENETUNREACH)
 
 
-@pytest.mark.skipif(landlock.abi() < 4, reason="this kernel's Landlock knows nothing of TCP")
+@needs("landlock", landlock.abi() >= 4, "this kernel's Landlock knows nothing of TCP")
 def test_with_a_loopback_no_port_can_be_bound_or_reached_without_a_filter(
     ww_account: Ww, program: Path
 ) -> None:

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from sandbox import landlock
+from tests import conftest
 from tests.conftest import PROBES, FdSource, Ww, json_lines
+from tests.features import needs
 from tests.probes.variant import BARE, NATIVE
 
 VARIANT = PROBES / "variant.py"
@@ -27,12 +29,14 @@ MOUNTS_ONLY = (
 def needs_landlock(guarantee: str, abi: int = 1) -> pytest.MarkDecorator:
     """Skip a test where the kernel's Landlock is too old, and say what does not hold there."""
     reason = f"off without Landlock {abi}, but for what the filter and the host hold: {guarantee}"
-    return pytest.mark.skipif(landlock.abi() < abi, reason=reason)
+    return needs("landlock", landlock.abi() >= abi, reason)
 
 
-def variant(patch: str) -> list[str]:
-    """Return the start of a command line: ww with a tampered spawner."""
-    return [sys.executable, str(VARIANT), patch]
+def variant(patch: str, *, served: bool | None = None) -> list[str]:
+    """Return the start of a command line: ww with a tampered spawner, or with such a server."""
+    if served is None:
+        served = conftest.SERVED
+    return [sys.executable, str(VARIANT), *(["--server"] if served else []), patch]
 
 
 def report(
@@ -88,17 +92,32 @@ def name_of(pid: int) -> str:
         return ""
 
 
+# The process that jails are cloned from, a child of the spawner as they are.
+ZYGOTE = "zygote"
+# One that has not come so far as to be a cell's: it waits for its plan, or is being set up.
+JAIL = "jail"
+# And a jail that has no cell yet.
+JAIL = "jail"
+
+
+def zygote_of(spawner: int) -> int:
+    """The process that a spawner's jails are cloned from."""
+    (found,) = (pid for pid in _children(spawner) if name_of(pid) == ZYGOTE)
+    return found
+
+
 def below(ww_pid: int, timeout: float = 30) -> tuple[int, int]:
     """Wait until a ww runs its cell; return the pids of its spawner and of the cell's process.
 
-    A process that has its name is past most of its set-up. The one that compiles has another, and
-    a native program in the cell's place is called by its file.
+    A process that has its name is past most of its set-up; before, it has that of the one that it
+    was cloned from. The one that compiles has another, and a native program in the cell's place is
+    called by its file.
     """
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         for spawner in _children(ww_pid):
             for cell in _children(spawner):
-                if name_of(cell) not in ("", "compiler", name_of(spawner)):
+                if name_of(cell) not in ("", "compiler", ZYGOTE, JAIL, name_of(spawner)):
                     return spawner, cell
         time.sleep(0.01)
     raise AssertionError("no cell came to run")

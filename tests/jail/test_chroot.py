@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CAN_BE_ROOT, EXAMPLES, PROBES, BuildFunction, Leftovers, Ww
+from tests.features import needs
 from tests.jail.inside import report, variant
 
 HELLO = EXAMPLES / "hello" / "hello.wasm"
@@ -17,7 +18,7 @@ WEAKER = ("--isolation", "chroot")
 CONTAINER = [["clone3", errno.ENOSYS], ["unshare", errno.EPERM], ["mount", errno.EPERM]]
 CONTAINER += [["fsopen", errno.EPERM], ["pivot_root", errno.EPERM], ["keyctl", errno.EPERM]]
 
-as_root = pytest.mark.skipif(not CAN_BE_ROOT, reason="only root can change its root directory")
+as_root = needs("root", CAN_BE_ROOT, "only root can change its root directory")
 
 
 def in_container(ww: Ww, *args: str | Path) -> tuple[int, str, str]:

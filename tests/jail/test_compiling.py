@@ -23,6 +23,7 @@ import pytest
 import wasmtime
 
 from tests.conftest import CAN_BE_ROOT, EXAMPLES, ORDINARY_ID, Account, BuildFunction, Leftovers, Ww
+from tests.features import lacks
 from tests.jail.bombs import BOMBS
 from tests.jail.footprint import FLAT, MIB, footprint
 from tests.jail.inside import variant
@@ -35,15 +36,15 @@ LeftoversFixture = Callable[..., Leftovers]
 # A spawner that says on stderr when it compiles a cell.
 TELLING = """
 import os
-from sandbox import spawner
+from sandbox.lane import Lane
 
-compile_cell = spawner.Spawner._compile
+compile_cell = Lane._compile
 
 def telling(self, *args):
     os.write(2, b"[compiles]")
     return compile_cell(self, *args)
 
-spawner.Spawner._compile = telling
+Lane._compile = telling
 """
 
 
@@ -275,7 +276,7 @@ def test_a_compiler_that_does_what_only_an_attack_does_is_killed(
     ww_account: Ww, leftovers: LeftoversFixture, name: str
 ) -> None:
     if name == "load a program into the kernel" and os.uname().machine != "x86_64":
-        pytest.skip("the number of bpf(2) is that of x86-64")
+        lacks("x86-64", "the number of bpf(2) is that of x86-64")
     with leftovers(ww_account):
         ran = run(ww_account, HELLO, patch=captive(f"told['got'] = attempt(lambda: {FATAL[name]})"))
     assert ran.code == 126
@@ -535,7 +536,7 @@ def test_an_artifact_that_is_not_as_it_was_is_compiled_again_and_the_cell_runs(
     ww: Ww, damage: str
 ) -> None:
     if damage == "another's" and not CAN_BE_ROOT:
-        pytest.skip("only root can give a file away")
+        lacks("root", "only root can give a file away")
     assert_mended(ww, damage)
 
 
@@ -544,7 +545,7 @@ def test_an_ordinary_account_mends_its_artifacts_too(
     ww: Ww, ordinary_account: Account, damage: str
 ) -> None:
     if damage == "another's" and not CAN_BE_ROOT:
-        pytest.skip("only root can give a file away")
+        lacks("root", "only root can give a file away")
     assert_mended(ww.as_user(ordinary_account), damage)
 
 
@@ -677,7 +678,7 @@ def test_a_directory_that_others_can_write_is_not_used(ww_account: Ww, mode: int
 
 def test_a_directory_of_another_account_is_not_used(ww: Ww) -> None:
     if not CAN_BE_ROOT:
-        pytest.skip("only root can give a directory away")
+        lacks("root", "only root can give a directory away")
     assert run(ww, HELLO).compiled == 1
     cache = ww.home / "cache"
     os.chown(cache, ORDINARY_ID, ORDINARY_ID)
@@ -701,7 +702,7 @@ def test_a_directory_that_cannot_be_written_is_used_for_what_is_in_it(
 def in_mounts(ww: Ww, script: str) -> subprocess.CompletedProcess[bytes]:
     """A script in mounts of its own, as root."""
     if not CAN_BE_ROOT:
-        pytest.skip("only root can mount")
+        lacks("root", "only root can mount")
     command = shlex.join([*variant(TELLING), "run", "--debug", str(HELLO)])
     return ww.call(
         ["unshare", "--mount", "bash", "-ec", script.replace("WW", command)],

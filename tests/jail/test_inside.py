@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import wasmtime
 
-from runner.grants.rules import HEADROOM
 from sandbox import landlock
-from tests.conftest import EXAMPLES, BuildFunction, Ww
-from tests.jail.inside import MOUNTS_ONLY, report, running, variant, when_in_jail
+from sandbox.granting import HEADROOM
+from tests.conftest import CAN_BE_ROOT, EXAMPLES, BuildFunction, Ww
+from tests.features import needs
+from tests.jail.inside import MOUNTS_ONLY, report, running, variant, when_in_jail, zygote_of
 
-needs_landlock = pytest.mark.skipif(not landlock.abi(), reason="this kernel has no Landlock")
+needs_landlock = needs("landlock", landlock.abi() > 0, "this kernel has no Landlock")
 ALL_ZERO = "0" * 16
 
 
@@ -255,7 +256,7 @@ def test_its_host_id_is_unprivileged_and_never_roots(ww_account: Ww, probe: Path
     assert sorted(map(int, status["Groups"])) == sorted(kept_groups(ww_account))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can have groups that it may drop")
+@needs("root", CAN_BE_ROOT, "only root can have groups that it may drop")
 def test_roots_supplementary_groups_are_dropped(ww: Ww, probe: Path) -> None:
     groups = ["setpriv", "--groups", "4,24,27"]
     with running(ww, [*groups, *variant("native"), "run", str(probe), "sleep", "60"]) as found:
@@ -263,7 +264,7 @@ def test_roots_supplementary_groups_are_dropped(ww: Ww, probe: Path) -> None:
         assert _status(found[2])["Groups"] == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can choose the cell's id")
+@needs("root", CAN_BE_ROOT, "only root can choose the cell's id")
 def test_root_chooses_the_host_id(ww: Ww, probe: Path) -> None:
     with running(
         ww, [*variant("native"), "run", "--uid", "7777", str(probe), "sleep", "60"]
@@ -290,14 +291,51 @@ def test_it_is_the_first_to_go_when_memory_runs_out(ww_account: Ww, probe: Path)
         assert Path(f"/proc/{cell}/oom_score_adj").read_text().strip() == "1000"
 
 
-def test_the_spawner_has_an_empty_environment_and_one_thread(ww_account: Ww, probe: Path) -> None:
+def test_the_spawner_has_an_empty_environment_and_clones_from_one_thread(
+    ww_account: Ww, probe: Path
+) -> None:
     command = [*variant("native"), "run", str(probe), "sleep", "60"]
     with running(ww_account, command, env={"SECRET": "x"}) as (_, spawner, cell):
         when_in_jail(cell)
         # Read as the account that runs it: root needs no permission, a user owns it.
-        assert Path(f"/proc/{spawner}/environ").read_bytes() == b""
-        assert len(os.listdir(f"/proc/{spawner}/task")) == 1
-        assert os.readlink(f"/proc/{spawner}/cwd") == "/"
+        zygote = zygote_of(spawner)
+        for process in (spawner, zygote):
+            assert Path(f"/proc/{process}/environ").read_bytes() == b""
+            assert os.readlink(f"/proc/{process}/cwd") == "/"
+        assert len(os.listdir(f"/proc/{zygote}/task")) == 1
+
+
+def test_what_jails_are_cloned_from_never_sees_what_a_cell_is_given(
+    ww_account: Ww, probe: Path
+) -> None:
+    secret = ww_account.file("secret")
+    words = ("an-argument-of-the-cell", "a-variable-of-the-cell")
+    command = [
+        *(*variant("native"), "run", "--fd", "a=3", "--env", f"WORD={words[1]}"),
+        *(str(probe), "sleep", "60", words[0]),
+    ]
+    with running(ww_account, command, fds={3: secret}) as (_, spawner, cell):
+        when_in_jail(cell)
+        held, memory = _held(zygote_of(spawner)), _memory(zygote_of(spawner))
+        theirs = _memory(spawner)
+    assert held <= {"/dev/null"} | {name for name in held if name.startswith("socket:")}
+    for word in words:
+        assert word.encode() not in memory
+        assert word.encode() in theirs  # it would be found
+
+
+def _memory(pid: int) -> bytes:
+    """All of a process's memory that it can write."""
+    found = b""
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in maps:
+            addresses, rights, *_ = line.split()
+            start, end = (int(number, 16) for number in addresses.split("-"))
+            if rights.startswith("rw") and end - start < 1 << 28:
+                memory.seek(start)
+                with suppress(OSError):
+                    found += memory.read(end - start)
+    return found
 
 
 def test_the_spawner_holds_no_descriptor_of_the_callers(ww_account: Ww, probe: Path) -> None:
@@ -338,7 +376,7 @@ WASI_CALLS = """(module
     (loop $l (br $l))))"""
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees into what is not dumpable")
+@needs("root", CAN_BE_ROOT, "only root sees into what is not dumpable")
 def test_a_webassembly_cell_has_one_thread_and_only_its_descriptors(ww_account: Ww) -> None:
     cell = ww_account.file("calls.wasm", bytes(wasmtime.wat2wasm(WASI_CALLS)))
     command = [*ww_account.command, "run", "--fd", "a=3,target=40", str(cell)]

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import select
 import subprocess
 import sys
 import termios
@@ -41,11 +42,33 @@ def terminal() -> Iterator[tuple[int, int]]:
     os.close(slave)
 
 
-def read(master: int) -> bytes:
+# Seconds within which everything comes that will.
+PATIENCE = 30
+
+
+def read(reader: int) -> bytes:
+    """What can be read at once; of a terminal that may be a part of what was written."""
     try:
-        return os.read(master, 4096)
+        return os.read(reader, 4096)
     except BlockingIOError:
         return b""
+
+
+def read_up_to(reader: int, end: bytes) -> bytes:
+    """All that comes until it ends with something; if it never does, all that comes at all.
+
+    What is written to a terminal is handed on by the kernel in its own time, and in pieces.
+    """
+    said = b""
+    ready = select.poll()
+    ready.register(reader, select.POLLIN)
+    while not said.endswith(end) and ready.poll(PATIENCE * 1000):
+        said += os.read(reader, 4096)
+    return said
+
+
+# What is after the text of a line: the rest is erased, and lines may be gone beyond again.
+END_OF_LINE = b"\x1b[K\x1b[?7h"
 
 
 @pytest.mark.parametrize(
@@ -139,7 +162,7 @@ def test_no_name_steers_the_terminal_or_makes_a_line(
     Compiling(name, 1, None).show(1.0)
     assert read(stderr).count(b"\n") == 1
     Compiling(name, 1, Line(terminal[1])).show(1.0)
-    said = read(terminal[0])
+    said = read_up_to(terminal[0], END_OF_LINE)
     assert b"\x1b[2J" not in said
     assert b"\n" not in said
     assert said.count(b"\r") == 1
@@ -150,19 +173,17 @@ def test_a_line_on_a_terminal_is_replaced_in_its_place_and_erased(
 ) -> None:
     master, slave = terminal
     line = Line(slave)
-    line.erase()
-    assert read(master) == b""  # nothing to erase
+    line.erase()  # nothing to erase
     for text in ("one", "one", "two"):
         line.replace(text)
     # The end of the line is not gone beyond while it is written, and may be afterwards.
-    assert read(master) == b"".join(
-        b"\r\x1b[?7l" + text + b"\x1b[K\x1b[?7h" for text in (b"one", b"two")
+    assert read_up_to(master, b"two" + END_OF_LINE) == b"".join(
+        b"\r\x1b[?7l" + text + END_OF_LINE for text in (b"one", b"two")
     )
     line.erase()
     line.erase()
-    assert read(master) == b"\r\x1b[K"
     line.replace("two")
-    assert b"two" in read(master)
+    assert read_up_to(master, END_OF_LINE) == b"\r\x1b[K\r\x1b[?7ltwo" + END_OF_LINE
 
 
 def test_a_terminal_that_is_held_is_not_waited_for(terminal: tuple[int, int]) -> None:
@@ -174,7 +195,8 @@ def test_a_terminal_that_is_held_is_not_waited_for(terminal: tuple[int, int]) ->
         line.erase()
     finally:
         termios.tcflow(slave, termios.TCOON)
-    assert read(master) == b""
+    os.write(slave, b"end")
+    assert read_up_to(master, b"end") == b"end"
 
 
 def test_a_terminal_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +280,7 @@ def test_a_job_in_the_background_shows_nothing_and_is_not_stopped(
         timeout=60,
     )
     assert (done.returncode, done.stderr) == (0, b"")
-    said = read(master)
+    said = read_up_to(master, END_OF_LINE)
     assert b"in the foreground" in said
     assert b"background" not in said
 

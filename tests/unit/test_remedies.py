@@ -2,11 +2,14 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
 from runner import remedies
 from runner.remedies import remedy
+from tests.conftest import REPO
 
 STATUS = "/proc/self/status"
 MOUNTS = "/proc/self/mountinfo"
@@ -19,6 +22,11 @@ MODULES = "/sys/kernel/security/lsm"
 ROOT_MOUNT = "27 1 254:0 / / rw - ext4 /dev/vda rw"
 PROC_MOUNT = "22 27 0:21 / /proc rw - proc proc rw"
 COVER = "40 22 0:40 / /proc/acpi ro - tmpfs tmpfs ro"
+
+
+# CapEff of a root, and of one in a container of docker.
+ALL_CAPABILITIES = "000001ffffffffff"
+CONTAINERS_CAPABILITIES = "00000000a80425fb"
 
 
 class Machine:
@@ -36,6 +44,10 @@ class Machine:
         monkeypatch.setattr(remedies, "_exists", lambda path: path in self.files)
         monkeypatch.setattr(os, "geteuid", lambda: self.uid)
 
+    def be_root(self, capabilities: str = ALL_CAPABILITIES) -> None:
+        self.uid = 0
+        self.files[STATUS] = f"CapEff:\t{capabilities}\nSeccomp:\t0\n"
+
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
@@ -43,7 +55,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 NAMESPACE_STEPS = ("namespaces", "id maps")
-PRIVILEGED_STEPS = ("mount propagation", "root", "pivot_root", "session", "privileges")
+PRIVILEGED_STEPS = ("mount propagation", "root", "pivot_root", "attach", "session", "privileges")
 
 
 @pytest.mark.parametrize("step", [*NAMESPACE_STEPS, *PRIVILEGED_STEPS])
@@ -59,9 +71,22 @@ def test_ubuntus_restriction_names_its_sysctl_wherever_it_strikes(
 def test_a_setting_for_ordinary_users_is_not_blamed_for_roots_failure(
     machine: Machine, setting: str
 ) -> None:
-    machine.uid = 0
+    machine.be_root()
     machine.files[setting] = "1" if setting == APPARMOR else "0"
     assert "sysctl" not in remedy("namespaces", errno.EPERM)
+
+
+@pytest.mark.parametrize("setting", [APPARMOR, DEBIAN])
+def test_a_containers_root_is_held_by_the_settings_for_ordinary_users(
+    machine: Machine, setting: str
+) -> None:
+    machine.files[setting] = "1" if setting == APPARMOR else "0"
+    machine.be_root(CONTAINERS_CAPABILITIES)
+    assert "sysctl -w kernel." in remedy("namespaces", errno.EPERM)
+    # With all capabilities over a few ids, it is the root of a namespace.
+    machine.be_root()
+    machine.files[UID_MAP] = "0 1000 1"
+    assert "sysctl -w kernel." in remedy("namespaces", errno.EPERM)
 
 
 def test_debians_sysctl_is_named(machine: Machine) -> None:
@@ -127,6 +152,9 @@ def test_a_covered_proc_is_recognised(machine: Machine) -> None:
     assert "covered" not in remedy("proc", errno.EPERM)
     machine.files[MOUNTS] += f"\n{COVER}"
     assert "unmask=ALL" in remedy("proc", errno.EPERM)
+    # A container has a filter beside it, which is not the cause.
+    machine.files[STATUS] = "Seccomp:\t2\n"
+    assert "unmask=ALL" in remedy("proc", errno.EPERM)
 
 
 def test_no_proc_at_all_is_recognised(machine: Machine) -> None:
@@ -139,6 +167,44 @@ def test_root_of_few_ids_is_told_so(machine: Machine) -> None:
     machine.files[UID_MAP] = "0 1000 1"
     for step in ("spawner", "id maps"):
         assert "does not have the cell's id" in remedy(step, errno.EPERM)
+
+
+def test_a_security_module_is_blamed_for_what_the_kernel_never_says(machine: Machine) -> None:
+    assert remedy("id maps", errno.EACCES) == "a security module forbids it: unknown"
+    machine.files[MODULES] = "capability,selinux"
+    assert remedy("id maps", errno.EACCES) == "a security module forbids it: capability,selinux"
+
+
+@pytest.mark.parametrize(
+    ("step", "setting"),
+    [
+        ("namespaces", "RestrictNamespaces="),
+        ("session", "ProtectHostname="),
+        ("root", "SystemCallFilter="),
+    ],
+)
+def test_the_setting_of_a_unit_is_that_of_the_step(
+    machine: Machine, step: str, setting: str
+) -> None:
+    machine.files[STATUS] = "Seccomp:\t2\n"
+    assert f"a systemd unit: {setting}" in remedy(step, errno.ENOSYS)
+
+
+def test_memory_that_may_not_be_executable_is_found_out_by_trying(machine: Machine) -> None:
+    assert remedy("spawner", 0) == ""
+    # PR_SET_MDWE, since Linux 6.3; it cannot be undone, so in a process of its own.
+    script = (
+        "import ctypes, sys\n"
+        "from runner.remedies import remedy\n"
+        "if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0): sys.exit('no PR_SET_MDWE')\n"
+        "print(remedy('spawner', 0))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, check=False
+    )
+    if "no PR_SET_MDWE" in done.stderr:
+        pytest.skip("this kernel is older than PR_SET_MDWE")
+    assert "MemoryDenyWriteExecute=no" in done.stdout, done.stderr
 
 
 def test_landlock_that_is_switched_off_is_told_from_one_that_is_too_new(machine: Machine) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import BUILD, BuildFunction, Leftovers, Ww, cannot_run, need_command
+from tests.conftest import BUILD, CAN_BE_ROOT, BuildFunction, Leftovers, Ww, need_command
+from tests.features import lacks, needs
 from tests.jail.inside import variant
 
 NPM = Path(os.environ.get("WW_TEST_NPM", BUILD / "npm")) / "tests" / "components"
@@ -23,7 +24,7 @@ def component(c_cell: BuildFunction) -> Path:
     if not made.exists():
         tool = NPM / "node_modules" / "@bytecodealliance" / "jco" / "src" / "jco.js"
         if not tool.is_file():
-            cannot_run(f"{tool} is missing (scripts/test installs it with npm)")
+            lacks("npm", f"{tool} is missing (scripts/test installs it with npm)")
         unfinished = made.with_suffix(f".{os.getpid()}")
         command = [need_command("node"), str(tool), "new", str(module), "--wasi-command", "-o"]
         subprocess.run([*command, str(unfinished)], check=True, capture_output=True)
@@ -193,7 +194,7 @@ def test_files_are_where_their_names_say_each_with_its_mode(run: Run, ww_account
     assert (one.read_bytes(), two.read_bytes()) == (b"one", b"written")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root's cell runs as another user")
+@needs("root", CAN_BE_ROOT, "only root's cell runs as another user")
 def test_a_file_that_its_user_may_not_open_by_a_path_is_refused_before_anything_runs(
     ww: Ww, component: Path
 ) -> None:
@@ -294,7 +295,7 @@ def test_a_damaged_component_is_rejected(ww: Ww, component: Path) -> None:
         assert done.returncode == 126, done.stderr
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can use --isolation chroot")
+@needs("root", CAN_BE_ROOT, "only root can use --isolation chroot")
 def test_in_the_weaker_isolation_it_has_its_standard_streams_only(ww: Ww, component: Path) -> None:
     weak = ("run", "--isolation", "chroot")
     assert ww.run(*weak, component, "say:hello", "list:/").stdout.startswith(b"hello\n")

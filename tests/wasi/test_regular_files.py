@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import BuildFunction, Ww
+from tests.features import lacks
 from tests.wasi.remote_cell import (
     ALL_RIGHTS,
     APPEND,
@@ -314,7 +315,7 @@ def test_a_writer_that_does_not_own_the_file_may_still_touch_it(
 ) -> None:
     # futimens(3): the owner may set any time; who may write, the present one.
     if os.geteuid() != 0:
-        pytest.skip("only root can make a file of another owner")
+        lacks("root", "only root can make a file of another owner")
     path = tmp_path / "others"
     path.write_bytes(CONTENT)
     path.chmod(0o666)

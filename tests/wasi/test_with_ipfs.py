@@ -17,7 +17,7 @@ from runner.content import unixfs
 from runner.content.blockstore import Blockstore
 from runner.content.cid import Cid
 from runner.content.dagpb import Link
-from tests.conftest import EXAMPLES, BuildFunction, Ww, cannot_run
+from tests.conftest import EXAMPLES, BuildFunction, Ww
 from tests.content.dags import (
     block_files,
     put_block,
@@ -26,6 +26,7 @@ from tests.content.dags import (
     put_node,
     put_raw,
 )
+from tests.features import lacks
 from tests.jail.inside import running, variant
 from tests.wasi.remote_cell import (
     ALL_RIGHTS,
@@ -542,7 +543,7 @@ def test_what_is_open_at_once_is_bounded_and_what_was_closed_does_not_count(
     ww_account: Ww, c_cell: BuildFunction
 ) -> None:
     if shutil.disk_usage("/dev/shm").total < MIB or _available_memory() < 1 << 30:
-        cannot_run("this takes 512 MiB of memory")
+        lacks("memory", "this takes 512 MiB of memory")
     store = Blockstore(str(ww_account.home))
     cids = [str(large_file(store, 200 * MIB, b"%d" % number)) for number in range(3)]
     own(ww_account)

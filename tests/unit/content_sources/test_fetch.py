@@ -315,7 +315,7 @@ def test_what_is_expected_is_bounded(tmp_path: Path) -> None:
         for _ in range(3):
             blocks.expect(Cid.of(b"%d" % number, codec=RAW) for number in range(10_000))
         assert len(blocks._expected) == 8192
-        assert blocks._expected[0] == Cid.of(b"0", codec=RAW)
+        assert blocks._expected[-1] == Cid.of(b"0", codec=RAW)
 
 
 # --- streams -------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from runner.grants import kernel
-from runner.grants.kernel import Descriptor, describe
+from sandbox.granting import kernel
+from sandbox.granting.kernel import Descriptor, describe
+from tests.features import lacks
 
 ROOT = Path(__file__).parents[3]
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -216,7 +217,7 @@ def in_mount_namespace(script: str, *arguments: str) -> str:
     if os.geteuid() == 0:
         unshare.pop()
     if subprocess.run([*unshare, "true"], capture_output=True).returncode:
-        pytest.skip("no mount namespace can be made here")
+        lacks("userns", "no mount namespace can be made here")
     command = [*unshare, "sh", "-euc", script, "sh", *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
 
@@ -224,7 +225,7 @@ def in_mount_namespace(script: str, *arguments: str) -> str:
 def test_a_bind_mounted_namespace_is_refused_although_its_link_is_a_path(tmp_path: Path) -> None:
     mounted = tmp_path / "net"
     mounted.touch()
-    program = "import runner.grants.kernel as k, os; print(os.readlink('/proc/self/fd/5'));"
+    program = "import sandbox.granting.kernel as k, os; print(os.readlink('/proc/self/fd/5'));"
     program += "print(k.describe(5).what)"
     # `ip netns add` makes files like this one.
     script = 'mount --bind /proc/self/ns/net "$1"; exec "$2" -c "$3" 5<"$1"'
@@ -234,7 +235,7 @@ def test_a_bind_mounted_namespace_is_refused_although_its_link_is_a_path(tmp_pat
 
 
 def test_a_directory_on_a_read_only_mount_is_one_for_reading(tmp_path: Path) -> None:
-    program = "import runner.grants.kernel as k; print(k.describe(5).mode, k.describe(6).mode)"
+    program = "import sandbox.granting.kernel as k; print(k.describe(5).mode, k.describe(6).mode)"
     # The file system stays writable: one of its mounts is not.
     script = (
         'mkdir "$1/a" "$1/b"; mount -t tmpfs none "$1/a"; mount --bind "$1/a" "$1/b"; '

@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.errors import EXIT_USAGE, WwError
-from runner.grants.abi import environment, fds_table, verbose_lines
+from runner.grants.abi import environment, verbose_lines
 from runner.grants.plan import GrantPlan, PlannedGrant
 from sandbox import Grant
+from sandbox.granting import fds_table
 
 STDIO = [Grant(n, None, mode, "stream") for n, mode in enumerate(("r", "w", "w"))]  # type: ignore[arg-type]
 
@@ -33,18 +34,18 @@ def refused(*extra: str) -> WwError:
 
 def test_the_table_is_exactly_of_the_documented_form() -> None:
     two = plan(Grant(10, "db", "rw", "stream"), Grant(11, "cache", "rw", "file"))
-    assert fds_table(two) == (
+    assert fds_table(two.grants) == (
         '((db (fd 10) (mode "rw") (type "stream")) (cache (fd 11) (mode "rw") (type "file")))'
     )
 
 
 def test_stdio_that_passes_through_is_not_in_the_table() -> None:
-    assert fds_table(NOTHING) == "()"
+    assert fds_table(NOTHING.grants) == "()"
 
 
 def test_a_granted_standard_descriptor_is_in_the_table() -> None:
     granted = GrantPlan((PlannedGrant(Grant(0, "stdin", "r", "stream"), 0, "o", "r", "pipe"),))
-    assert fds_table(granted) == '((stdin (fd 0) (mode "r") (type "stream")))'
+    assert fds_table(granted.grants) == '((stdin (fd 0) (mode "r") (type "stream")))'
     assert environment(granted)["WW_FD_STDIN"] == "0"
 
 
@@ -54,7 +55,7 @@ def test_the_environment_holds_the_grants_and_nothing_of_the_callers(
     monkeypatch.setenv("SECRET", "x")
     assert environment(NOTHING) == {"WW_FDS": "()"}
     assert environment(DB_AND_CACHE) == {
-        "WW_FDS": fds_table(DB_AND_CACHE),
+        "WW_FDS": fds_table(DB_AND_CACHE.grants),
         "WW_FD_DB": "10",
         "WW_FD_MY_CACHE": "11",
     }

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.errors import EXIT_GRANT, EXIT_USAGE, WwError
-from runner.grants import kernel, rules
 from runner.grants.flags import parse_fds
 from runner.grants.merge import merge
 from runner.grants.model import Request
 from runner.grants.plan import GrantPlan, build_plan
 from runner.inherited import Inherited
 from sandbox import FdType, Grant, Mode
+from sandbox.granting import kernel, rules
 
 
 class Fds(NamedTuple):
@@ -446,7 +446,7 @@ def test_a_directory_may_have_its_own_number_as_its_target_and_no_other_director
 
 def test_the_writable_tmp_and_the_root_come_after_the_directories(fds: Fds) -> None:
     flags = ["a={directory}", "db={pipe_r},pathlink=true"]
-    for target, words in ((4, "--scratch"), (5, "the pathlink 'db' of --fd #2")):
+    for target, words in ((4, "scratch space"), (5, "the pathlink 'db' of --fd #2")):
         error = fds.error(*flags, f"x={{pipe_r}},target={target}", scratch=True, code=EXIT_USAGE)
         assert words in error.what
     assert targets(fds.plan(*flags, "x={pipe_r},target=6", scratch=True))["x"] == 6

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.features import lacks
+
 ROOT = Path(__file__).parents[3]
 
 # argv: the file for the result, a statement to run before the capture, one for after it, flags.
@@ -262,7 +264,7 @@ def test_python_without_assertions_gives_the_same_errors(
 def test_without_proc_nothing_is_guessed(run: Runner) -> None:
     unshare = ["unshare", "--mount"] + (["--map-root-user"] if os.geteuid() else [])
     if subprocess.run([*unshare, "true"], capture_output=True).returncode:
-        pytest.skip("no mount namespace can be made here")
+        lacks("userns", "no mount namespace can be made here")
     script = 'mount -t tmpfs none /proc && exec "$@"'
     result = run(prefix=(*unshare, "sh", "-c", script, "sh"))
     assert result["code"] == 67

@@ -19,6 +19,7 @@ import pytest
 from runner.errors import EXIT_GRANT, WwError
 from runner.grants.handoff import Channel, Received, receive
 from tests.conftest import CAN_BE_ROOT, REPO, Account
+from tests.features import needs
 from tests.unit.handoff.peers import (
     PATIENCE,
     Talk,
@@ -378,7 +379,7 @@ def test_a_directory_that_others_can_write_is_refused(path: Path, mode: int) -> 
     assert not path.exists()
 
 
-@pytest.mark.skipif(not CAN_BE_ROOT, reason="gives a directory away")
+@needs("root", CAN_BE_ROOT, "gives a directory away")
 def test_a_directory_of_another_user_is_refused(path: Path, account_folders: Path) -> None:
     os.chown(path.parent, 65532, 65532)
     assert "others can write" in refused(channel(path)._replace(listen=True)).what
@@ -435,7 +436,7 @@ def start_peer(account: Account, how: str, path: Path) -> subprocess.Popen[bytes
     return account.popen(command, env={}, cwd="/", stdout=subprocess.PIPE)
 
 
-@pytest.mark.skipif(not CAN_BE_ROOT, reason="only root can start another user's process")
+@needs("root", CAN_BE_ROOT, "only root can start another user's process")
 def test_another_user_that_listens_is_refused_before_anything_is_said(
     shared: Path, ordinary_account: Account
 ) -> None:
@@ -448,7 +449,7 @@ def test_another_user_that_listens_is_refused_before_anything_is_said(
     assert f"belongs to user {ordinary_account.uid}" in error.what
 
 
-@pytest.mark.skipif(not CAN_BE_ROOT, reason="only root can start another user's process")
+@needs("root", CAN_BE_ROOT, "only root can start another user's process")
 def test_another_user_that_connects_is_refused(shared: Path, ordinary_account: Account) -> None:
     path = shared / "x"
     peers = []
@@ -477,7 +478,7 @@ print(*(request.name for request in receive(Channel(sys.argv[1], "--fdctl #1", 6
 """
 
 
-@pytest.mark.skipif(not CAN_BE_ROOT, reason="only root can be root")
+@needs("root", CAN_BE_ROOT, "only root can be root")
 def test_root_may_hand_over_to_anybody(shared: Path, ordinary_account: Account) -> None:
     path = shared / "x"
     with listening(path, honest("a", "b")):

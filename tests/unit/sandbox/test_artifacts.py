@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sandbox import compiling
 from sandbox.wasi.artifacts import Cache
 from tests.conftest import CAN_BE_ROOT
+from tests.features import needs
 
 NAME = "0123abcd-ef.cwasm"
 
@@ -141,7 +142,7 @@ def test_a_file_that_others_can_write_is_not_found(cache: Cache, folder: Path, m
     assert found(cache) is None
 
 
-@pytest.mark.skipif(not CAN_BE_ROOT, reason="only root can give a file away")
+@needs("root", CAN_BE_ROOT, "only root can give a file away")
 @pytest.mark.parametrize("what", ["directory", "file"])
 def test_what_belongs_to_another_is_not_found(cache: Cache, folder: Path, what: str) -> None:
     keep(cache, b"x")

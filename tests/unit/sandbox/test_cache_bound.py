@@ -18,6 +18,7 @@ import pytest
 from sandbox import Cache, Entry, compiling
 from sandbox.wasi import artifacts
 from tests.conftest import CAN_BE_ROOT, REPO
+from tests.features import lacks
 
 TRAILER = 16
 OWN = "switch-01234567-89abcdef.cwasm"
@@ -496,7 +497,7 @@ seen(folder)
 def on_a_small_disk(script: str, folder: Path) -> list[str]:
     """What a script says for which the cache is a disk of 1 MiB, mounted for it alone."""
     if not CAN_BE_ROOT:
-        pytest.skip("only root can mount")
+        lacks("root", "only root can mount")
     folder.mkdir(mode=0o700)
     mount = f'mount -t tmpfs -o size=1m,mode=0700 none {folder}; exec "$@"'
     return told(script, folder, "unshare", "--mount", "bash", "-ec", mount, "bash")

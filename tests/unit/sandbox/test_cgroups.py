@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from sandbox import cgroups, delegation, hierarchies, namespaces, syscalls
 from sandbox.cgroups import Cgroup, Place
 from sandbox.hierarchies import Group
-from tests.conftest import REPO, Account, cannot_run
+from tests.conftest import REPO, Account
+from tests.features import lacks
 
 MEMORY = 64 << 20
 PIDS = 8
@@ -33,7 +34,7 @@ PIDS = 8
 def place() -> Iterator[Place]:
     """Where groups can be made; nothing of ours is there before and after the tests."""
     if not cgroups.available():
-        cannot_run(f"no control group can be made: {cgroups.reason()}")
+        lacks("cgroup", f"no control group can be made: {cgroups.reason()}")
     found = cgroups._own_room().place
     assert found is not None
     yield found
@@ -74,7 +75,7 @@ def in_child(cgroup: Cgroup, body: Callable[[], object]) -> tuple[int, int]:
     if pid == 0:
         try:
             prctl.set_pdeathsig(signal.SIGKILL)
-            cgroup.join()
+            cgroups.join(cgroup.joins)
             body()
         finally:
             os._exit(0)
@@ -146,7 +147,7 @@ def test_a_child_in_new_namespaces_joins(cgroup: Cgroup, place: Place) -> None:
     pid, pidfd = syscalls.fork_into(namespaces.flags(), cgroup.clone_into)
     if pid == 0:
         try:
-            cgroup.join()
+            cgroups.join(cgroup.joins)
             os.write(write, b"x")
             signal.pause()
         finally:
@@ -392,7 +393,7 @@ for _ in range(rounds):
     read, write = os.pipe()
     pid, pidfd = syscalls.fork_into(0, made.clone_into)
     if pid == 0:
-        made.join()
+        cgroups.join(made.joins)
         os.write(write, b"x")
         signal.pause()
     if os.read(read, 1) != b"x":

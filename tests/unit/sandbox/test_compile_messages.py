@@ -5,6 +5,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
@@ -230,10 +231,15 @@ def test_limits_and_jail_of_a_compilation_hold_when_nothing_is_run(
 def test_open_descriptors_of_the_spawner_do_not_grow(real: Spawner, cell: int) -> None:
     plan = plan_for(HELLO.read_bytes())
     real.compile(plan, cell)
+    time.sleep(0.2)  # what is left of a cell goes when its outcome was told
     before = len(os.listdir(f"/proc/{real.pid}/fd"))
     for _ in range(3):
         real.compile(plan, cell)
         os.lseek(cell, 0, os.SEEK_SET)  # the compiler reads from where it is
         assert real.compile(plan._replace(digest=os.urandom(32).hex()), cell)[1]
         real.run(plan, cell, [])
+    # What is left of the last cell goes when the outcome was told.
+    deadline = time.monotonic() + 10
+    while len(os.listdir(f"/proc/{real.pid}/fd")) != before and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert len(os.listdir(f"/proc/{real.pid}/fd")) == before

@@ -4,41 +4,44 @@ The groups are real. Where version 1 has the controllers of memory and processes
 stands for them: the rules of who may be where are the same for all.
 """
 
+import fcntl
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from sandbox import delegation, hierarchies
 from sandbox.hierarchies import Group
-from tests.conftest import CAN_BE_ROOT, OWN_ACCOUNT, REPO, Account, cannot_run
+from tests.conftest import CAN_BE_ROOT, OWN_ACCOUNT, REPO, Account
+from tests.features import lacks
 
 # Does on command what a spawner does, in a session of its own as it is.
 AGENT = """
 import os, signal, sys
 import prctl
-from sandbox import delegation, hierarchies, syscalls
-from sandbox.cgroups import Cgroup, Place
+from sandbox import cgroups, delegation, hierarchies, syscalls
+from sandbox.cgroups import Cgroup
 needs = sys.argv[1:]
 prctl.set_pdeathsig(signal.SIGKILL)
 cells = []
 
 def room():
     global place
-    own = hierarchies.stand(()).unified
-    base = delegation.make_room(own, needs)
-    place = Place(2, base, base)
-    return base.path
+    # As a spawner does, with other controllers.
+    cgroups.CONTROLLERS = tuple(needs)
+    place = cgroups._find()
+    return place.memory.path
 
 def cell():
     made = Cgroup.create(None, None, place)
     pid, _ = syscalls.fork_into(0, made.clone_into)
     if pid == 0:
-        made.join()
+        cgroups.join(made.joins)
         signal.pause()
     cells.append(made)
     return pid
@@ -90,6 +93,15 @@ class Agent:
     def do(self, command: str) -> str:
         self.ask(command)
         return self.line()
+
+    def opened(self) -> list[str]:
+        """What its descriptors lead to."""
+        folder = f"/proc/{self.pid}/fd"
+        found = []
+        for entry in os.listdir(folder):
+            with suppress(FileNotFoundError):
+                found.append(os.readlink(f"{folder}/{entry}"))
+        return found
 
     def kill(self) -> None:
         self.process.kill()
@@ -154,30 +166,30 @@ class Base:
 @pytest.fixture
 def base() -> Iterator[Base]:
     if not CAN_BE_ROOT:
-        pytest.skip("only root may make groups below the root of the hierarchy")
+        lacks("root", "only root may make groups below the root of the hierarchy")
     mounts = hierarchies.read_mounts(Path("/proc/self/mountinfo").read_text())
     points = [Path(m.point) for m in mounts if m.kind == "cgroup2" and m.root == "/"]
     if not points:
-        cannot_run("version 2 of control groups is not mounted")
+        lacks("cgroup2", "version 2 of control groups is not mounted")
     top = points[0]
     given = (top / "cgroup.controllers").read_text().split()
-    needs = ["memory", "pids"] if {"memory", "pids"} <= set(given) else given[:1]
+    wanted = ["memory", "pids"] if {"memory", "pids"} <= set(given) else given[:1]
     control = top / "cgroup.subtree_control"
-    lacks = [name for name in needs if name not in control.read_text().split()]
+    absent = [name for name in wanted if name not in control.read_text().split()]
     try:
-        control.write_text(" ".join(f"+{name}" for name in lacks))
+        control.write_text(" ".join(f"+{name}" for name in absent))
     except OSError as error:
-        cannot_run(f"version 2 of control groups cannot be divided: {error}")
-    if not needs:
-        cannot_run("version 2 of control groups has no controllers")
+        lacks("cgroup2", f"version 2 of control groups cannot be divided: {error}")
+    if not wanted:
+        lacks("cgroup2", "version 2 of control groups has no controllers")
     path = top / f"ww-test-{os.getpid()}"
     path.mkdir()
-    made = Base(path, needs)
+    made = Base(path, wanted)
     try:
         yield made
     finally:
         made.close()
-        control.write_text(" ".join(f"-{name}" for name in lacks))
+        control.write_text(" ".join(f"-{name}" for name in absent))
 
 
 def test_room_is_made_and_the_group_is_left_as_it_was(base: Base) -> None:
@@ -232,6 +244,22 @@ def test_spawners_share_a_leader_and_the_last_one_takes_it_away(base: Base) -> N
     first.kill()
     base.leave()
     assert base.members(base.leader) == {second.pid}
+    assert second.do("remove") == "True"
+    second.kill()
+    base.leave()
+    assert base.is_untouched()
+
+
+def test_one_that_came_to_a_leader_is_counted_before_it_has_made_a_group(base: Base) -> None:
+    first = base.agent()
+    first.do("room")
+    second = base.agent(base.leader)
+    second.do("room")
+    first.kill()
+    base.leave()
+    assert base.leader.exists()
+    assert base.controllers() == set(base.needs)
+    assert second.do("cell").isdigit()
     assert second.do("remove") == "True"
     second.kill()
     base.leave()
@@ -301,6 +329,31 @@ def test_an_ordinary_account_divides_nothing_else(base: Base, ordinary_account: 
     assert base.is_untouched()
 
 
+def test_a_leader_that_goes_while_one_waits_for_it_is_made_again(base: Base) -> None:
+    first = base.agent()
+    first.do("room")
+    second = base.agent(base.leader)
+    lock = os.open(base.leader, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second.ask("room")
+        # It has looked where it is.
+        while str(base.leader) not in second.opened():
+            assert second.process.poll() is None
+        # What another ww does that leaves as the last.
+        first.kill()
+        (base.path / "cgroup.subtree_control").write_text(" ".join(f"-{n}" for n in base.needs))
+        (base.path / "cgroup.procs").write_text(str(second.pid))
+        while base.members(base.leader):
+            pass  # the last of a process leaves after it was waited for
+        base.leader.rmdir()
+    finally:
+        os.close(lock)
+    assert second.line() == str(base.path)
+    assert base.members(base.leader) == {second.pid}
+    assert base.controllers() == set(base.needs)
+
+
 def test_two_may_begin_at_once(base: Base) -> None:
     base.mark()
     agents = [base.agent() for _ in range(4)]
@@ -329,7 +382,7 @@ def test_a_missing_controller_is_named(base: Base) -> None:
         answer = base.agent().do("room")
     finally:
         base.needs.pop()
-    assert answer == f"Unusable: {base.path} has no controller unheard"
+    assert answer == f"Unusable: version 2: {base.path} has no controller unheard"
     assert base.is_untouched()
 
 

@@ -15,7 +15,8 @@ import pytest
 
 from sandbox import landlock, mounts, syscalls
 from sandbox.grants import Mode
-from tests.conftest import CAN_BE_ROOT, Account, cannot_run
+from tests.conftest import CAN_BE_ROOT, Account
+from tests.features import lacks
 from tests.unit.sandbox.cloned import (
     answer,
     become,
@@ -36,7 +37,7 @@ TARGET = 10
 @pytest.fixture(autouse=True)
 def _landlock() -> None:
     if landlock.abi() == 0:
-        cannot_run("this kernel has no Landlock")
+        lacks("landlock", "this kernel has no Landlock")
 
 
 @pytest.fixture
@@ -215,7 +216,7 @@ def test_no_file_is_run_whatever_its_mode(account: Account, folder: Path, mode: 
 def test_no_device_is_controlled(account: Account) -> None:
     """But the one that was open before, of which the system call filter is to take care."""
     if landlock.abi() < 5:
-        cannot_run("Landlock of this kernel is older than its rule for devices")
+        lacks("landlock", "Landlock of this kernel is older than its rule for devices")
 
     def body() -> list[str]:
         fd = os.open("/dev/zero", os.O_RDWR)
@@ -462,9 +463,11 @@ def test_a_re_rooted_directory_and_a_file_in_the_whole_jail(
         def cell() -> Any:
             file = os.open(folder / "file", os.O_RDWR)
             here = fd if privileged else mounts.reopen_tree(fd, read_only=mode == "r")
-            root = mounts.make_root({"file": file}, [TARGET], (), 1 << 20)
-            mounts.attach(root, mounts.make_proc(), {mounts.tree_path(TARGET): here}, 1 << 20)
+            proc = mounts.make_proc()
+            mounts.attach_root(mounts.make_root())
             mounts.leave_old_root()
+            mounts.furnish({"file": file}, [TARGET], (), proc=True, scratch=True)
+            mounts.attach(proc, {mounts.tree_path(TARGET): here}, 1 << 20)
             mounts.seal_root()
             fds, scratch = mounts.open_directories([TARGET], 1 << 20)
             assert scratch is not None
@@ -504,7 +507,7 @@ def test_a_re_rooted_directory_and_a_file_in_the_whole_jail(
 
 def test_no_tcp(account: Account) -> None:
     if landlock.abi() < 4:
-        cannot_run("Landlock of this kernel is older than its rules for TCP")
+        lacks("landlock", "Landlock of this kernel is older than its rules for TCP")
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
@@ -526,7 +529,7 @@ def test_no_tcp(account: Account) -> None:
 
 def test_no_abstract_socket_from_before(account: Account) -> None:
     if landlock.abi() < 6:
-        cannot_run("Landlock of this kernel is older than its scopes")
+        lacks("landlock", "Landlock of this kernel is older than its scopes")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("\0" + os.urandom(8).hex())
         server.listen()
@@ -543,7 +546,7 @@ def test_no_abstract_socket_from_before(account: Account) -> None:
 
 def test_no_signal_to_a_process_of_the_same_user(account: Account) -> None:
     if landlock.abi() < 6:
-        cannot_run("Landlock of this kernel is older than its scopes")
+        lacks("landlock", "Landlock of this kernel is older than its scopes")
 
     def body() -> list[str]:
         sibling = os.fork()
@@ -576,7 +579,7 @@ def test_a_version_asks_for_nothing_that_it_does_not_know(
 ) -> None:
     """A newer kernel takes what an older one would: what is asked of it is looked at."""
     if landlock.abi() < version:
-        cannot_run(f"Landlock of this kernel is older than version {version}")
+        lacks("landlock", f"Landlock of this kernel is older than version {version}")
     _directory(account, folder / "tree")
 
     def body() -> Any:
@@ -613,7 +616,7 @@ def test_a_version_asks_for_nothing_that_it_does_not_know(
 
 def test_a_newer_version_is_used_as_far_as_it_is_known(account: Account, folder: Path) -> None:
     if landlock.abi() < 7:
-        cannot_run("Landlock of this kernel is older than the newest version that is known")
+        lacks("landlock", "Landlock of this kernel is older than the newest version that is known")
 
     def body() -> dict[str, str]:
         _pretend(99)

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox import FdType, Grant, Mode, Outcome, Plan, wire
-from sandbox.outcome import Kind
+from sandbox.outcome import Kind, Usage
 from sandbox.policy import FEATURES, Isolation, LimitName, Limits, Network
 
 GRANTS = st.builds(
@@ -86,21 +87,28 @@ def test_what_is_no_plan_is_a_value_error(data: bytes) -> None:
         Plan.decode(data)
 
 
+SECONDS = st.floats(0, 1e9)
+
+
 @given(
     st.builds(
         Outcome,
         kind=st.sampled_from(get_args(Kind)),
         code=st.integers(0, 4095),
         what=st.text(),
-        step=st.text(),
+        step=st.text(st.characters(exclude_characters="\0")),
         limit=st.sampled_from(["", *get_args(LimitName)]),
+        usage=st.none() | st.builds(Usage, SECONDS, SECONDS, st.integers(0, 1 << 60)),
     )
 )
 def test_an_outcome_is_read_as_it_was_written(outcome: Outcome) -> None:
     assert Outcome.decode(outcome.encode()) == outcome
 
 
-@given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
+FIELDS = st.sampled_from([*get_args(Kind), *get_args(LimitName), "", "0", "0.5 0.5 1"]) | st.text()
+
+
+@given(st.binary() | st.lists(FIELDS, max_size=7).map(lambda fields: "\0".join(fields).encode()))
 def test_what_is_no_outcome_is_a_value_error(data: bytes) -> None:
     with suppress(ValueError):
         outcome = Outcome.decode(data)
@@ -138,18 +146,23 @@ def test_the_order_of_directories_is_that_of_their_first_numbers() -> None:
     "data",
     [
         b"",
-        b"[" * 60000,
-        b'["exit", -1, "", "", ""]',
-        b'["exit", 5000, "", "", ""]',
-        b'["exit", "0", "", "", ""]',
-        b'["exit", 0.5, "", "", ""]',
-        b'["escape", 0, "", "", ""]',
-        b'["limit", 0, "", "", "time"]',
-        b'["limit", 0, "", "", 1]',
-        b'["exit", 0, ""]',
-        b'["exit", 0, "", ""]',
-        b'["exit", 0, "", "", "", ""]',
-        b'{"kind": "exit"}',
+        b"\0" * 60000,
+        b"exit\0-1\0\0\0\0",
+        b"exit\x005000\0\0\0\0",
+        b"exit\0" + b"0" * 60000 + b"\0\0\0\0",
+        b"exit\0zero\0\0\0\0",
+        b"exit\x000.5\0\0\0\0",
+        b"exit\0 1\0\0\0\0",
+        "exit\0\u0661\0\0\0\0".encode(),
+        b"escape\x000\0\0\0\0",
+        b"limit\x000\0\0time\0\0",
+        b"exit\x000\0\0\0",
+        b"exit\x000",
+        b"exit\x000\0\0\x000.5 0.5\0",
+        b"exit\x000\0\0\x000.5 0.5 -1\0",
+        b"exit\x000\0\0\x000.5 0.5 1 1\0",
+        b"exit\x000\0\0\0a b 1\0",
+        b'["exit", 0, "", "", "", null]',
         b"\xff\xfe",
     ],
 )
@@ -199,7 +212,7 @@ def test_the_end_before_a_message_is_none(pair: tuple[socket.socket, socket.sock
 def test_the_end_inside_a_message_is_an_error(
     pair: tuple[socket.socket, socket.socket], cut: int
 ) -> None:
-    whole = wire._HEADER.pack(5, 0) + b"12345"
+    whole = struct.pack("=II", 5, 0) + b"12345"
     pair[0].sendall(whole[:cut])
     pair[0].close()
     with pytest.raises(EOFError):
@@ -209,7 +222,7 @@ def test_the_end_inside_a_message_is_an_error(
 def test_an_announced_size_beyond_the_bound_is_refused(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
-    pair[0].sendall(wire._HEADER.pack(wire.MAX_PAYLOAD + 1, 0))
+    pair[0].sendall(struct.pack("=II", wire.MAX_PAYLOAD + 1, 0))
     with pytest.raises(ValueError, match="more than"):
         wire.receive(pair[1])
 
@@ -220,7 +233,7 @@ def test_a_count_of_descriptors_that_does_not_match_leaves_none_open(
 ) -> None:
     null = os.open("/dev/null", os.O_RDONLY)
     before = open_count()
-    pair[0].sendall(wire._HEADER.pack(0, announced))
+    pair[0].sendall(struct.pack("=II", 0, announced))
     socket.send_fds(pair[0], [b"\0"], [null] * sent)
     pair[0].shutdown(socket.SHUT_WR)
     with pytest.raises((ValueError, EOFError)):

@@ -17,9 +17,11 @@ import pytest
 from sandbox import mounts, syscalls
 from sandbox.errors import JailError
 from tests.conftest import CAN_BE_ROOT, OWN_ACCOUNT, Account
+from tests.features import needs
+from tests.probes.refuse import refuse
 from tests.unit.sandbox.cloned import answer, become, cell_id, cloned, forked, open_answer
 
-needs_root = pytest.mark.skipif(not CAN_BE_ROOT, reason="only root can mount for the test")
+needs_root = needs("root", CAN_BE_ROOT, "only root can mount for the test")
 
 TARGET = 10
 HARD = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
@@ -113,9 +115,10 @@ def jailed(
             trees = fds
             if not privileged:
                 trees = {t: mounts.reopen_tree(f, read_only=read_only[t]) for t, f in fds.items()}
-            root = mounts.make_root({}, list(fds), (), scratch)
-            mounts.attach(root, None, by_path(trees), scratch)
+            mounts.attach_root(mounts.make_root())
             mounts.leave_old_root()
+            mounts.furnish({}, list(fds), (), proc=False, scratch=scratch > 0)
+            mounts.attach(None, by_path(trees), scratch)
             mounts.seal_root()
             return body(*mounts.open_directories(list(fds), scratch))
 
@@ -485,8 +488,10 @@ def test_many_directories_and_pathlinks_fit_into_the_root() -> None:
         trees = {}
         for target in itertools.islice(targets, 3):
             trees[target] = mounts._make_scratch(4096)
-        mounts.attach(mounts.make_root(links, targets, (), 4096), None, by_path(trees), 4096)
+        mounts.attach_root(mounts.make_root())
         mounts.leave_old_root()
+        mounts.furnish(links, targets, (), proc=False, scratch=True)
+        mounts.attach(None, by_path(trees), 4096)
         mounts.seal_root()
         fds, scratch = mounts.open_directories(targets, 4096)
         return len(fds), scratch is not None, len(os.listdir("/"))
@@ -495,19 +500,34 @@ def test_many_directories_and_pathlinks_fit_into_the_root() -> None:
         become(OWN_ACCOUNT)
         return cloned(cell)
 
-    assert forked(spawner) == [1000, True, 1003]
+    # With .dirs and tmp.
+    assert forked(spawner) == [1000, True, 1002]
 
 
 # --- a directory that is not what it was ---------------------------------------------------------
 
+# For the whole process, as a unit of systemd or a container is refused it.
+OPENERS: dict[str, Callable[[], None]] = {
+    "openat2": lambda: None,
+    "step by step": lambda: refuse([["openat2", errno.ENOSYS]]),
+}
 
-def _refused(account: Account, folder: Path, between: Callable[[], None], **kwargs: Any) -> Any:
+
+@pytest.fixture(params=OPENERS)
+def opener(request: pytest.FixtureRequest) -> Callable[[], None]:
+    """Done by the process in which something is re-rooted: how it can open what it looks for."""
+    return OPENERS[request.param]
+
+
+def _refused(
+    account: Account, folder: Path, between: Callable[[], None], opener: Callable[[], None]
+) -> Any:
     """Try to re-root `folder/granted`, after something was done to it; return what was said."""
 
     def spawner() -> Any:
-        kwargs.get("as_root", lambda: None)()
         become(account)
-        fd = _open(folder / "granted")
+        opener()
+        fd = os.open(folder / "granted", os.O_RDONLY | os.O_CLOEXEC)
         between()
 
         def reopen() -> Any:
@@ -516,6 +536,8 @@ def _refused(account: Account, folder: Path, between: Callable[[], None], **kwar
                 tree = mounts.reopen_tree(fd, read_only=True)
             except JailError as error:
                 return [error.step, errno.errorcode[error.errno], _open_count() - before]
+            if stat.S_ISREG(os.fstat(tree).st_mode):
+                return ["made", "a file", _open_count() - before]
             names = sorted(os.listdir(os.open(".", os.O_RDONLY, dir_fd=tree)))
             return ["made", str(names), _open_count() - before]
 
@@ -548,10 +570,28 @@ def granted(account: Account, folder: Path) -> Path:
     return made
 
 
+def test_openat2_is_refused_where_a_test_says_so() -> None:
+    """Or the tests of what is done without it would be those with it."""
+
+    def told(act: Callable[[], None]) -> Any:
+        def child() -> str:
+            become(OWN_ACCOUNT)
+            act()
+            flags = os.O_PATH | os.O_CLOEXEC
+            return answer(syscalls.openat2, syscalls.AT_FDCWD, "/", flags, 0)
+
+        return forked(child)
+
+    assert {name: told(act) for name, act in OPENERS.items()} == {
+        "openat2": "ok",
+        "step by step": "ENOSYS",
+    }
+
+
 def test_an_unchanged_directory_is_found_again(
-    account: Account, folder: Path, granted: Path
+    account: Account, folder: Path, granted: Path, opener: Callable[[], None]
 ) -> None:
-    said = _refused(account, folder, lambda: None)
+    said = _refused(account, folder, lambda: None, opener)
     # The tree's own descriptor, and the one that its names were read from.
     assert said == ["made", "['inside']", 2]
 
@@ -570,7 +610,7 @@ REPLACEMENTS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("replacement", REPLACEMENTS)
 def test_a_directory_that_was_moved_is_refused(
-    account: Account, folder: Path, granted: Path, replacement: str
+    account: Account, folder: Path, granted: Path, opener: Callable[[], None], replacement: str
 ) -> None:
     """Where it went the kernel knows, so its own move is followed; another in its place is not.
 
@@ -583,21 +623,21 @@ def test_a_directory_that_was_moved_is_refused(
         REPLACEMENTS[replacement](granted)
         _let_the_kernel_tell(granted)
 
-    assert _refused(account, folder, between) == ["directories", "ESTALE", 0]
+    assert _refused(account, folder, between, opener) == ["directories", "ESTALE", 0]
 
 
 def test_a_directory_that_moved_with_its_descriptor_is_the_same(
-    account: Account, folder: Path, granted: Path
+    account: Account, folder: Path, granted: Path, opener: Callable[[], None]
 ) -> None:
     def between() -> None:
         granted.rename(folder / "moved")
         granted.mkdir()
 
-    assert _refused(account, folder, between) == ["made", "['inside']", 2]
+    assert _refused(account, folder, between, opener) == ["made", "['inside']", 2]
 
 
 def test_a_parent_that_became_a_link_is_refused(
-    account: Account, folder: Path, granted: Path
+    account: Account, folder: Path, granted: Path, opener: Callable[[], None]
 ) -> None:
     """The same directory is at the end of the path, but the path is another's to change."""
     (folder / "parent").mkdir()
@@ -612,12 +652,12 @@ def test_a_parent_that_became_a_link_is_refused(
         (folder / "parent").symlink_to("elsewhere")
         _let_the_kernel_tell(inner)
 
-    assert _refused(account, folder, between) == ["directories", "ESTALE", 0]
+    assert _refused(account, folder, between, opener) == ["directories", "ESTALE", 0]
 
 
 @pytest.mark.parametrize("decoy", [False, True])
 def test_a_deleted_directory_is_refused(
-    account: Account, folder: Path, granted: Path, decoy: bool
+    account: Account, folder: Path, granted: Path, opener: Callable[[], None], decoy: bool
 ) -> None:
     """The kernel's path for it ends in " (deleted)", which is a name like any other."""
 
@@ -627,12 +667,77 @@ def test_a_deleted_directory_is_refused(
         if decoy:
             (folder / "granted (deleted)").mkdir()
 
-    assert _refused(account, folder, between) == ["directories", "ENOENT", 0]
+    assert _refused(account, folder, between, opener) == ["directories", "ENOENT", 0]
+
+
+@pytest.mark.parametrize("replacement", ["a directory", "a file", "a link to it"])
+def test_a_file_that_was_moved_is_refused(
+    account: Account, folder: Path, granted: Path, opener: Callable[[], None], replacement: str
+) -> None:
+    """Without O_DIRECTORY a link can be opened itself, and it is not the file."""
+    (granted / "inside").rename(folder / "file")
+    granted.rmdir()
+    (folder / "file").rename(granted)
+    assert _refused(account, folder, lambda: None, opener) == ["made", "a file", 1]
+
+    def between() -> None:
+        granted.rename(folder / "moved")
+        REPLACEMENTS[replacement](granted)
+        _let_the_kernel_tell(granted)
+
+    assert _refused(account, folder, between, opener) == ["directories", "ESTALE", 0]
+
+
+@needs_root
+def test_a_directory_below_one_that_was_closed_is_refused(
+    account: Account, folder: Path, granted: Path, opener: Callable[[], None]
+) -> None:
+    """Its path has to be open to the cell's user; the descriptor alone is not enough."""
+    below = _open(granted)
+    os.chown(folder, 0, 0)
+    folder.chmod(0o700)
+
+    def spawner() -> Any:
+        become(account)
+        opener()
+        return cloned(lambda: answer(mounts.reopen_tree, below, read_only=True))
+
+    try:
+        assert forked(spawner) == "EACCES"
+    finally:
+        os.close(below)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
+def test_whatever_a_filter_answers_to_openat2_the_rest_of_it_is_walked(
+    account: Account, folder: Path, granted: Path, number: int
+) -> None:
+    def refused() -> None:
+        refuse([["openat2", number]])
+
+    assert _refused(account, folder, lambda: None, refused) == ["made", "['inside']", 2]
+
+
+def test_the_root_directory_is_re_rooted(account: Account, opener: Callable[[], None]) -> None:
+    """Its path is the one with no name in it."""
+
+    def spawner() -> Any:
+        become(account)
+        opener()
+        fd = _open("/")
+
+        def reopen() -> Any:
+            tree = mounts.reopen_tree(fd, read_only=True)
+            return os.path.samestat(os.fstat(tree), os.stat("/"))
+
+        return cloned(reopen)
+
+    assert forked(spawner) is True
 
 
 @needs_root
 def test_a_directory_that_was_covered_by_a_mount_is_refused(
-    account: Account, folder: Path, granted: Path
+    account: Account, folder: Path, granted: Path, opener: Callable[[], None]
 ) -> None:
     """What root sees below a mount must not come to light because somebody asks by path."""
     under = _open(granted)
@@ -645,6 +750,7 @@ def test_a_directory_that_was_covered_by_a_mount_is_refused(
     def spawner() -> Any:
         as_root()
         become(account)
+        opener()
         _let_the_kernel_tell(granted)
         return cloned(lambda: _jail_error(lambda: mounts.reopen_tree(200, read_only=False)))
 
@@ -662,7 +768,7 @@ def _jail_error(act: Callable[[], Any]) -> list[str]:
 
 @needs_root
 def test_a_directory_that_was_read_only_is_not_found_writable(
-    account: Account, folder: Path, granted: Path
+    account: Account, folder: Path, granted: Path, opener: Callable[[], None]
 ) -> None:
     """A descriptor from another mount namespace, where the same directory may not be changed."""
 
@@ -675,6 +781,7 @@ def test_a_directory_that_was_read_only_is_not_found_writable(
         fd = _open(granted)
         _call(libc.setns(here, CLONE_NEWNS))
         become(account)
+        opener()
 
         def inside() -> Any:
             _let_the_kernel_tell(granted)
@@ -731,22 +838,21 @@ def test_root_is_refused_a_directory_of_another_mount_namespace(folder: Path) ->
     assert forked(spawner) == "EINVAL"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "a\nb",
-        "a b",
-        "\\040",
-        "back\\slash",
-        "é\U0001f600",
-        os.fsdecode(b"\xff\xfe"),
-        "%s",
-        "x (deleted)",
-        "-rf",
-        "n" * 255,
-    ],
-    ids=repr,
-)
+NAMES = [
+    "a\nb",
+    "a b",
+    "\\040",
+    "back\\slash",
+    "é\U0001f600",
+    os.fsdecode(b"\xff\xfe"),
+    "%s",
+    "x (deleted)",
+    "-rf",
+    "n" * 255,
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=repr)
 def test_a_directory_of_any_name_is_re_rooted(account: Account, folder: Path, name: str) -> None:
     (folder / name / name).mkdir(parents=True)
     for path in (folder / name, folder / name / name):
@@ -758,11 +864,35 @@ def test_a_directory_of_any_name_is_re_rooted(account: Account, folder: Path, na
     assert jailed(account, {folder / name: "r"}, body) == [name, "EROFS"]
 
 
-def test_a_directory_deeper_than_a_path_can_say(account: Account, folder: Path) -> None:
+def test_a_directory_of_any_name_is_walked_to(account: Account, folder: Path) -> None:
+    made = folder
+    for name in NAMES:
+        made = made / name
+        made.mkdir()
+        _give(account, made)
+
+    def spawner() -> Any:
+        become(account)
+        OPENERS["step by step"]()
+        fd = _open(made)
+
+        def reopen() -> Any:
+            tree = mounts.reopen_tree(fd, read_only=True)
+            return os.path.samestat(os.fstat(tree), os.fstat(fd))
+
+        return cloned(reopen)
+
+    assert forked(spawner) is True
+
+
+def test_a_directory_deeper_than_a_path_can_say(
+    account: Account, folder: Path, opener: Callable[[], None]
+) -> None:
     """Root clones it by its descriptor; for a user it is refused, not found somewhere else."""
 
     def spawner() -> Any:
         become(account)
+        opener()
         os.umask(0)
         fd = _open(folder)
         for _ in range(40):
@@ -792,8 +922,10 @@ def test_a_directory_that_the_cells_user_may_not_read_is_named(account_folders: 
         tree = mounts.clone_tree(_open(private), read_only=True)
 
         def cell() -> Any:
-            mounts.attach(mounts.make_root({}, [TARGET], (), 0), None, by_path({TARGET: tree}), 0)
+            mounts.attach_root(mounts.make_root())
             mounts.leave_old_root()
+            mounts.furnish({}, [TARGET], (), proc=False, scratch=False)
+            mounts.attach(None, by_path({TARGET: tree}), 0)
             with pytest.raises(PermissionError) as error:
                 mounts.open_directories([TARGET], 0)
             return error.value.filename

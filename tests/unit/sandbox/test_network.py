@@ -26,7 +26,7 @@ def _flags(name: str) -> int:
 
 
 def _into_an_empty_root() -> None:
-    mounts.attach(mounts.make_root({}, [], (), 0), None, {}, 0)
+    mounts.attach_root(mounts.make_root())
     mounts.leave_old_root()
     mounts.seal_root()
 

@@ -31,6 +31,7 @@ import pytest
 from sandbox import JailError, seccomp, syscalls
 from sandbox.seccomp import Call, Profile
 from tests.conftest import CAN_BE_ROOT, ORDINARY_ID, REPO
+from tests.features import needs
 
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 MACHINES = ("x86_64", "aarch64")
@@ -712,7 +713,7 @@ def test_nothing_is_typed_on_a_terminal(request_code: int, high: int, things: Th
     assert ended == -signal.SIGSYS
 
 
-@pytest.mark.skipif(MACHINE != "x86_64", reason="x32 is a part of x86-64")
+@needs("x86-64", MACHINE == "x86_64", "x32 is a part of x86-64")
 @pytest.mark.parametrize("profile", PROFILES)
 def test_x32_is_killed(profile: Profile) -> None:
     for number in (39, 0, 520, 512):  # getpid, read; execve and rt_sigaction of x32
@@ -720,7 +721,7 @@ def test_x32_is_killed(profile: Profile) -> None:
         assert ended == -signal.SIGSYS
 
 
-@pytest.mark.skipif(MACHINE != "x86_64", reason="int 0x80 is an instruction of x86")
+@needs("x86-64", MACHINE == "x86_64", "int 0x80 is an instruction of x86")
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_32_bit_entry_is_killed(profile: Profile) -> None:
     # mov eax, 20 (getpid of i386); int 0x80; ret

@@ -29,6 +29,8 @@ from sandbox.wasi.files import File, Socket, WasiError, open_grant
 from sandbox.wasi.memory import GuestMemory
 from sandbox.wasi.meter import Meter, OutputLimit
 from sandbox.wasi.tree import Directory
+from tests.conftest import CAN_BE_ROOT
+from tests.features import needs
 
 ALL = (1 << 30) - 1
 READ, WRITE = abi.FD_READ, abi.FD_WRITE
@@ -614,7 +616,7 @@ def test_the_flags_of_an_open_file(directory: Directory, folder: Path) -> None:
     file.close()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a device")
+@needs("root", CAN_BE_ROOT, "only root can make a device")
 @pytest.mark.parametrize("kind", [stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK])
 def test_devices_and_sockets_are_refused(directory: Directory, folder: Path, kind: int) -> None:
     os.mknod(folder / "special", 0o666 | kind, os.makedev(1, 3))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from runner.errors import EXIT_USAGE, WwError
 from runner.grants.language import RESERVED
 from runner.grants.model import MODES, TYPES, Request
-from runner.grants.rules import check_requests
+from runner.grants.plan import check_requests
 from runner.grants.tables import KEYS, MAX_GRANTS, Offer, print_table, read_offer, read_table
 from tests.conftest import REPO
 from tests.unit.tables.conftest import Refused, refused_by

@@ -3,23 +3,29 @@
 wasi-libc and its like ask for preopened directories from :data:`sandbox.FIRST_PREOPEN` up, until
 a number is not open, and open every path beneath one of them. So the directories have such numbers
 too, beside their targets: first the granted ones, in order of declaration, then the writable /tmp,
-then the content at /ipfs, then the root directory, if there are pathlinks in it.
+then the content that is served, then the root directory, if there are pathlinks in it.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from __future__ import annotations
 
-from runner.errors import EXIT_USAGE, WwError
-from runner.grants.model import Request
-from sandbox import FIRST_PREOPEN
+from sandbox.errors import GrantError
+from sandbox.grants import FIRST_PREOPEN
+from sandbox.records import Record
 
-_TMP: Final = "/tmp"  # noqa: S108 - the cell's own
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Final
+
+    from sandbox.granting.request import GrantRequest
+
+TMP: Final = "/tmp"  # noqa: S108 - the cell's own
+"""Where the cell finds its writable directory."""
+
 _ROOT: Final = "/"
-IPFS: Final = "/ipfs"
-"""Where the cell finds content by its address."""
 
 
-class Preopen(NamedTuple):
+class Preopen(Record):
     """A directory of the cell.
 
     Attributes:
@@ -36,17 +42,17 @@ class Preopen(NamedTuple):
 
 
 def plan_preopens(
-    requests: Sequence[Request], *, scratch: bool, ipfs: bool = False
+    requests: Sequence[GrantRequest], *, scratch: bool, content: str = ""
 ) -> tuple[Preopen, ...]:
     """Number the cell's directories, and hold that nothing else is where one of them is.
 
     Args:
         requests: In order of declaration. Those with a guest path are of directories.
         scratch: Whether the cell has a writable /tmp.
-        ipfs: Whether it has /ipfs.
+        content: The path at which it has content that is served; empty for none.
 
     Raises:
-        WwError: With code 2, if two of them have one path, or a target or a pathlink is in the
+        GrantError: Of usage, if two of them have one path, or a target or a pathlink is in the
             place of one.
     """
     found: list[tuple[str, str | None, str]] = [
@@ -55,9 +61,9 @@ def plan_preopens(
         if request.guest is not None
     ]
     if scratch:
-        found.append((_TMP, None, "the writable /tmp of --scratch"))
-    if ipfs:
-        found.append((IPFS, None, "the content of --with-ipfs"))
+        found.append((TMP, None, "the writable /tmp of its scratch space"))
+    if content:
+        found.append((content, None, "the content that is served"))
     link = next((request for request in requests if request.pathlink), None)
     if link is not None:
         what = f"the directory that holds the pathlink '{link.name}' of {link.origin}"
@@ -68,7 +74,26 @@ def plan_preopens(
     return preopens
 
 
-def _check_paths(requests: Iterable[Request], preopens: Sequence[Preopen]) -> None:
+def guest_path(path: str) -> str:
+    """Return a path of the cell in its shortest form: ``/data`` for ``/data/`` and ``//data/.``.
+
+    Raises:
+        ValueError: If it cannot be one; says why.
+    """
+    if "\0" in path:
+        raise ValueError("it holds a NUL character")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it is not valid UTF-8") from None
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise ValueError("'..' leads out of it")
+    top = "/" if path.startswith("/") else ""
+    return top + "/".join(parts) or "."
+
+
+def _check_paths(requests: Iterable[GrantRequest], preopens: Sequence[Preopen]) -> None:
     """Hold that one path leads to one thing."""
     # The jail's own first: who asked for the path is to blame, and not who could not.
     taken: dict[str, Preopen] = {}
@@ -76,19 +101,19 @@ def _check_paths(requests: Iterable[Request], preopens: Sequence[Preopen]) -> No
         first = taken.setdefault(_key(preopen.guest), preopen)
         if first is not preopen:
             origin = next(request.origin for request in requests if request.name == preopen.name)
-            raise WwError(
+            raise GrantError(
                 origin,
                 f"'{preopen.name}' cannot be at '{preopen.guest}': there is {first.what}",
-                hint="give one of them another path, as in --dir HOST:GUEST",
-                code=EXIT_USAGE,
+                hint="give one of them another path",
+                usage=True,
             )
     for request in requests:
         if request.pathlink and request.name in taken:
-            raise WwError(
+            raise GrantError(
                 request.origin,
                 f"a pathlink cannot be '/{request.name}': there is {taken[request.name].what}",
                 hint="rename the grant",
-                code=EXIT_USAGE,
+                usage=True,
             )
 
 
@@ -97,15 +122,15 @@ def _key(guest: str) -> str:
     return "" if guest == "." else guest.removeprefix("/")
 
 
-def _check_targets(requests: Iterable[Request], preopens: Sequence[Preopen]) -> None:
+def _check_targets(requests: Iterable[GrantRequest], preopens: Sequence[Preopen]) -> None:
     """Hold that asked targets are not numbers of directories, but for the own one."""
     by_number = {preopen.number: preopen for preopen in preopens}
     for request in requests:
         preopen = None if request.target is None else by_number.get(request.target)
         if preopen is not None and preopen.name != request.name:
-            raise WwError(
+            raise GrantError(
                 request.origin,
                 f"target {request.target} cannot be granted: there the cell finds {preopen.what}",
                 hint="choose another target",
-                code=EXIT_USAGE,
+                usage=True,
             )

@@ -1,13 +1,19 @@
 """What the kernel says about an open descriptor: what it is, and what may be done with it."""
 
+from __future__ import annotations
+
 import fcntl
 import os
 import stat
-from typing import Final, NamedTuple
 
-from runner.errors import EXIT_JAIL, WwError
-from runner.grants.sockets import describe_socket
-from sandbox import FdType, Mode
+from sandbox.errors import JailError
+from sandbox.records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from sandbox.grants import FdType, Mode
 
 # open(2): the two lowest bits are one number, not flags. Its fourth value, 3, is Linux's "check
 # for both, allow neither", which leaves ioctl(2) only.
@@ -21,7 +27,7 @@ _NO_ACCESS: Final = "it is open for neither reading nor writing"
 _NO_DATA: Final = "it is no file, stream or socket"
 
 
-class Descriptor(NamedTuple):
+class Descriptor(Record):
     """An open descriptor, as the kernel knows it.
 
     Attributes:
@@ -48,7 +54,7 @@ def describe(fd: int) -> Descriptor:
     Raises:
         OSError: With EBADF if it is not open; as fstat(2) and statvfs(3) say, if its file system
             does not answer.
-        WwError: With code 67 if /proc does not answer.
+        JailError: If /proc does not answer.
     """
     status = os.fstat(fd)
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
@@ -65,6 +71,8 @@ def _describe_kind(fd: int, status: os.stat_result, mode: Mode | None) -> Descri
     """Tell by the file's type, inode(7)."""
     match stat.S_IFMT(status.st_mode):
         case stat.S_IFSOCK:
+            from sandbox.granting.sockets import describe_socket
+
             what, types = describe_socket(fd)
             return Descriptor(what, mode, types)
         case stat.S_IFIFO:
@@ -125,10 +133,6 @@ def _namespace_device() -> int:
         raise _no_proc(_NAMESPACE, error) from None
 
 
-def _no_proc(path: str, error: OSError) -> WwError:
-    return WwError(
-        path,
-        f"the kernel does not say what a descriptor is: {error.strerror}",
-        hint="ww needs a mounted /proc",
-        code=EXIT_JAIL,
-    )
+def _no_proc(path: str, error: OSError) -> JailError:
+    what = f"{path}: the kernel does not say what a descriptor is: {error.strerror}"
+    return JailError("proc", what, error.errno or 0)

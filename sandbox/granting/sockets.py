@@ -3,7 +3,7 @@
 import socket
 from typing import Final
 
-from sandbox import FdType
+from sandbox.grants import FdType
 
 _IPPROTO_MPTCP: Final = 262  # include/uapi/linux/in.h; absent from Python 3.11's socket module
 _INTERNET: Final = (socket.AF_INET, socket.AF_INET6)

@@ -1,0 +1,150 @@
+"""``ww run``, from the values of its flags to the exit code."""
+
+from __future__ import annotations
+
+import os
+
+from runner import supervise
+from runner.commands.flags import fetch_options
+from runner.errors import EXIT_USAGE, WwError, printable
+from runner.grants.abi import environment, verbose_lines
+from runner.grants.collect import Sources, collect
+from runner.limits import read_limits, seconds
+from runner.output import STDOUT, print_on_stderr, write
+from runner.status import open_status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from runner.grants.plan import GrantPlan
+    from runner.inherited import Inherited
+    from runner.spawners import HeadStart
+
+# The kernel's overflow id: nobody's, on every Linux (/proc/sys/kernel/overflowuid).
+_NOBODY = 65534
+
+
+def launch(
+    values: Mapping[str, Any], inherited: Inherited, head_start: HeadStart, *, debug: bool
+) -> int:
+    """Plan a run, carry it out or explain it, and return the exit code.
+
+    Args:
+        values: Of the flags in :data:`runner.commands.flags.RUN`, by their fields, and ``cell`` and
+            ``args``.
+        inherited: What ww was started with.
+        head_start: Where the spawner is.
+        debug: Whether the spawner may write tracebacks to stderr.
+
+    Raises:
+        WwError: If no cell came to run, or it ended in another way than by itself.
+    """
+    fetch = fetch_options(values)
+    tables, with_all = values["tables"], values["with_all"]
+    status = open_status(values["status_fd"], inherited)
+    try:
+        with supervise.Signals() as signals:
+            bounds = read_limits(values)
+            grace = seconds(values["grace"], "--grace", least=0)
+            sources = Sources(
+                fds=values["fds"],
+                maps=values["fd_maps"],
+                fdctls=values["fdctls"],
+                systemd=values["systemd"],
+                tables=tables,
+                table_env=values["table_env"],
+                stdio=not values["no_stdio"],
+                dirs=values["dirs"],
+                scratch=bounds.scratch > 0,
+                ipfs=values["with_ipfs"] or with_all,
+            )
+            grants = collect(sources, inherited, os.environ)
+            console = values["with_console"] or with_all
+            terminals, size = _console(grants) if console else ((), {})
+            what = supervise.Run(
+                address=_text("CELL", values["cell"]),
+                args=tuple(_text(f"ARGS #{i}", arg) for i, arg in enumerate(values["args"], 1)),
+                env=tuple({**size, **environment(grants, values["env"])}.items()),
+                grants=grants,
+                **host_ids(values["uid"]),
+                limits=bounds,
+                network=values["network"],
+                required=tuple(dict.fromkeys(values["required"])),
+                isolation=values["isolation"],
+                grace=grace,
+                debug=debug,
+                ipfs=sources.ipfs,
+                terminals=terminals,
+                fetch=fetch,
+                invoke=_text("--invoke", values["invoke"]),
+                trap_unknown=values["trap_unknown"],
+                served=not values["no_serve"],
+            )
+            if values["explain"]:
+                return _explain(what, as_json=values["as_json"])
+            if "-" in tables and any(entry.source == 0 for entry in grants.entries):
+                _warn("--fd-from -: stdin was the table, so the cell's stdin is /dev/null")
+            if values["fd_verbose"]:
+                print_on_stderr(verbose_lines(grants))
+            return supervise.run(what, os.environ, status, signals, head_start)
+    except WwError as error:
+        status.failed(error)
+        raise
+    except supervise.Ended as end:
+        status.ended_by(end.signal)
+        return 128 + end.signal
+
+
+def _console(grants: GrantPlan) -> tuple[tuple[int, ...], dict[str, str]]:
+    """Return what a cell may know of its terminals: which they are, and variables of their size."""
+    from runner import console
+
+    found = console.terminals(grants)
+    return tuple(found), console.size_variables(found)
+
+
+def _explain(what: supervise.Run, *, as_json: bool) -> int:
+    from runner import explain
+
+    write(STDOUT, [explain.as_json(what)] if as_json else explain.as_text(what))
+    return 0
+
+
+def _warn(text: str) -> None:
+    print_on_stderr([f"ww: warning: {printable(text)}"])
+
+
+def _text(where: str, argument: str) -> str:
+    """Return an argument that can be handed to a cell: WASI has UTF-8 strings only.
+
+    Raises:
+        WwError: With code 2 for other bytes.
+    """
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        shown = printable(argument)
+        raise WwError(where, f"'{shown}' is not valid UTF-8", code=EXIT_USAGE) from None
+    return argument
+
+
+def host_ids(uid: int | None) -> dict[str, int]:
+    """Return the ids on the host that a cell runs as: never root's.
+
+    Raises:
+        WwError: With code 2 if an ordinary user asks for another id than the own one.
+    """
+    own = os.geteuid()
+    if own == 0:
+        number = _NOBODY if uid is None else uid
+        return {"uid": number, "gid": number}
+    if uid not in (None, own):
+        raise WwError(
+            "--uid",
+            f"{uid} is not your own id, {own}",
+            hint="only root can run a cell as another user",
+            code=EXIT_USAGE,
+        )
+    return {"uid": own, "gid": os.getegid()}

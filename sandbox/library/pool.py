@@ -1,0 +1,290 @@
+"""Connections to a spawner, each for one cell at a time, and what happens when it ends."""
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from sandbox.client import Connection
+from sandbox.errors import CellKilled, SandboxError, SpawnerError
+from sandbox.library.job import House, Job
+from sandbox.library.result import Result
+
+
+class Root(Protocol):
+    """What makes connections: a spawner of one's own, or the way to a server's."""
+
+    def connect(self) -> Connection:
+        """Make one; from any thread.
+
+        Raises:
+            SpawnerError: If there is no spawner any more.
+        """
+
+    def close(self) -> None:
+        """End what is one's own of it."""
+
+    def is_alive(self) -> bool:
+        """Tell whether it can still make connections, as far as that can be known."""
+
+
+class Generation:
+    """One spawner, from its start to its end, and its connections.
+
+    A run belongs to the generation that it was asked of, and never goes on in another: what was
+    asked of a spawner that has ended fails, and runs nowhere.
+    """
+
+    def __init__(self, root: Root) -> None:
+        """Take over what makes connections."""
+        self._root = root
+        self._guard = threading.Lock()
+        self._idle: list[Connection] = []
+        self._busy = 0
+        self._over = False
+        self._closed = False
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can run something."""
+        return not self._over and self._root.is_alive()
+
+    def take(self) -> Connection:
+        """Return a connection that runs nothing: the one that was used last, or a new one.
+
+        Raises:
+            SpawnerError: If the spawner has ended.
+        """
+        with self._guard:
+            if self._over:
+                raise SpawnerError(
+                    "the spawner ended while the cell waited for it; the cell did not run"
+                )
+            self._busy += 1
+        try:
+            return self._one_that_idles() or self._root.connect()
+        except BaseException:
+            self.lose()
+            raise
+
+    def _one_that_idles(self) -> Connection | None:
+        """Return the connection that was used last; a server may have ended one since."""
+        while True:
+            with self._guard:
+                if not self._idle:
+                    return None
+                connection = self._idle.pop()
+            if connection.is_open():
+                return connection
+            connection.close()
+
+    def give_back(self, connection: Connection, *, usable: bool) -> None:
+        """Take a connection back, for the next.
+
+        Args:
+            connection: What :meth:`take` returned.
+            usable: Whether nothing runs on it, and it works; otherwise it is closed.
+        """
+        with self._guard:
+            kept = usable and not self._over
+            if kept:
+                self._idle.append(connection)
+        if not kept:
+            connection.close()
+        self.lose()
+
+    def lose(self) -> None:
+        """Count on a connection no more that was taken, and that somebody else closes."""
+        with self._guard:
+            self._busy -= 1
+        self._close_if_unused()
+
+    def retire(self) -> None:
+        """Begin nothing more. The spawner ends when the last of what it still runs has ended."""
+        with self._guard:
+            self._over = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+        self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        with self._guard:
+            if self._closed or not self._over or self._busy:
+                return
+            self._closed = True
+        self._root.close()
+
+
+class Pool:
+    """The generation that runs what is asked for now; when its spawner ends, the next one does."""
+
+    def __init__(self, start: Callable[[], Root]) -> None:
+        """Start the first.
+
+        Args:
+            start: Starts a spawner, or finds the way to one.
+
+        Raises:
+            OSError: If it cannot be started.
+        """
+        self._start = start
+        self._guard = threading.Lock()
+        self._generation = Generation(start())
+        self._closed = False
+
+    def generation(self) -> Generation:
+        """Return the one that a new run belongs to.
+
+        Raises:
+            SpawnerError: If there is none any more, and none can be started.
+        """
+        with self._guard:
+            if self._closed:
+                raise SpawnerError("the sandbox is closed")
+            if not self._generation.is_alive:
+                self._generation.retire()
+                try:
+                    self._generation = Generation(self._start())
+                except OSError as error:
+                    raise SpawnerError(f"there is no spawner: {error}") from error
+            return self._generation
+
+    def close(self) -> None:
+        """Begin nothing more, and end the spawner as soon as it runs nothing."""
+        with self._guard:
+            self._closed = True
+            generation = self._generation
+        generation.retire()
+
+
+class Run:
+    """One run, which anybody who has it may kill."""
+
+    def __init__(self, job: Job, generation: Generation, house: House) -> None:
+        """Take over a job, which is closed when the run is over.
+
+        Args:
+            job: What is to be run.
+            generation: What runs it.
+            house: What it has in common with others.
+        """
+        self.name = job.name
+        self._job: Job | None = job
+        self._generation = generation
+        self._house = house
+        self._guard = threading.Lock()
+        self._connection: Connection | None = None
+        self._killed = False
+        self._over = False
+
+    def execute(self) -> Result:
+        """Run it, once, and wait for its end.
+
+        Raises:
+            CellKilled: If it was killed.
+            SpawnerError: If the spawner ended.
+            SandboxError: As :meth:`sandbox.library.job.Job.run`.
+            OSError: Likewise.
+            ValueError: Likewise.
+        """
+        # Whoever keeps the result need not keep what was given to the cell.
+        job, self._job = self._job, None
+        if job is None:
+            raise RuntimeError("a run is executed once")
+        try:
+            result = self._run(job)
+        except (SandboxError, OSError, ValueError, TypeError):
+            if self._settle():
+                raise self._death() from None
+            raise
+        finally:
+            job.close()
+        if self._settle():
+            raise self._death()
+        return result
+
+    def _run(self, job: Job) -> Result:
+        connection = self._take()
+        # Whether the connection waits for the next cell: not if it broke, and not if this thread
+        # was interrupted while a cell ran on it.
+        usable = False
+        try:
+            result = job.run(connection, self._house)
+            usable = True
+        except SpawnerError:
+            if not self._killed:
+                self._generation.retire()
+            raise
+        except (SandboxError, OSError, ValueError, TypeError):
+            usable = True
+            raise
+        finally:
+            with self._guard:
+                mine, self._connection = self._connection, None
+            if mine is None:
+                self._generation.lose()  # who kills the cell closes it
+            else:
+                self._generation.give_back(connection, usable=usable)
+        return result
+
+    def _take(self) -> Connection:
+        """Return a connection, at which the cell can be killed from now on."""
+        try:
+            connection = self._generation.take()
+        except SpawnerError:
+            # A server that has no connection left for this one goes on with the others.
+            if not self._generation.is_alive:
+                self._generation.retire()
+            raise
+        with self._guard:
+            killed = self._killed
+            if not killed:
+                self._connection = connection
+        if killed:
+            self._generation.give_back(connection, usable=True)
+            raise self._death()
+        return connection
+
+    def _settle(self) -> bool:
+        """Make it over: no kill counts that comes later.
+
+        Returns:
+            Whether one came before.
+        """
+        with self._guard:
+            self._over = True
+            return self._killed
+
+    def _death(self) -> CellKilled:
+        return CellKilled(self.name, "it was killed")
+
+    def kill(self) -> bool:
+        """Kill the cell if it runs, and have it not run if it does not run yet.
+
+        Returns:
+            Whether that comes in time: if so, :meth:`execute` raises :class:`CellKilled`. The
+            cell's process is gone when this returns.
+        """
+        with self._guard:
+            if self._over:
+                return False
+            self._killed = True
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        return True
+
+    def abandon(self) -> None:
+        """Give up what it holds, because it will not be executed."""
+        job, self._job = self._job, None
+        if job is not None:
+            job.close()
+
+
+def has_ended(pid: int) -> bool:
+    """Tell whether a child of this process has ended, and leave it to be waited for."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True  # and somebody has waited for it

@@ -1,0 +1,116 @@
+"""Jails that were made before anybody asked for them, so that a cell need not wait for its own.
+
+They are of one kind, which serves most cells. A jail serves one cell and ends with it; another is
+made in its place while there is nothing better to do.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from sandbox.errors import JailError
+from sandbox.order import ORDINARY, Order
+from sandbox.waiting import Ids, Waiting
+
+# Seconds after a failure until the next attempt: a machine that refuses one now may do so always,
+# and a cell that finds none has one made, and hears why that fails.
+_PAUSE = 5.0
+
+
+class ReadyJails:
+    """A stock of jails, and the thread that fills it up."""
+
+    def __init__(self, most: int, make: Callable[[Order, Ids], Waiting]) -> None:
+        """Begin to fill it.
+
+        Args:
+            most: How many are kept ready; 0 for none, and no thread.
+            make: Makes a jail.
+        """
+        self._most = most
+        self._make = make
+        # As whom most cells run: as nobody where root runs them, else as their owner.
+        own = Ids(os.geteuid(), os.getegid())
+        self._ids = own if own.uid else Ids(_NOBODY, _NOBODY)
+        self._jails: list[Waiting] = []
+        self._busy = 0
+        self._over = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._fill, daemon=True)
+        if most:
+            self._thread.start()
+
+    def take(self, kind: Order, ids: Ids) -> Waiting | None:
+        """Return a jail that is ready, if there is one for this kind of cell.
+
+        Args:
+            kind: What the cell takes.
+            ids: Who it is to be on the host.
+        """
+        if not ORDINARY.serves(kind):
+            return None
+        with self._changed:
+            if ids != self._ids:
+                return None
+            while self._jails:
+                jail = self._jails.pop(0)
+                self._changed.notify()
+                if jail.is_alive():
+                    return jail
+                jail.give_up()
+        return None
+
+    def begin(self) -> None:
+        """Note that a cell is about to run."""
+        with self._changed:
+            self._busy += 1
+
+    def end(self) -> None:
+        """Note that a cell has ended."""
+        with self._changed:
+            self._busy -= 1
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End all that wait, and make no more."""
+        with self._changed:
+            self._over = True
+            self._changed.notify()
+        if self._most:
+            self._thread.join()
+        for jail in self._jails:
+            jail.give_up()
+        self._jails.clear()
+
+    def _fill(self) -> None:
+        """Be the thread."""
+        while self._wait_for_room():
+            jail = None
+            with suppress(JailError):
+                jail = self._make(ORDINARY, self._ids)
+            if jail is not None and jail.get_ready():
+                with self._changed:
+                    self._jails.append(jail)
+                continue
+            if jail is not None:
+                jail.give_up()
+            with self._changed:
+                self._changed.wait_for(lambda: self._over, _PAUSE)
+
+    def _wait_for_room(self) -> bool:
+        """Wait until another jail is wanted and there is time for it; false if it is all over."""
+        processors = os.cpu_count() or 1
+
+        def wanted() -> bool:
+            if self._over:
+                return True
+            return len(self._jails) < self._most and self._busy < processors
+
+        with self._changed:
+            self._changed.wait_for(wanted)
+            return not self._over
+
+
+# As :data:`runner.commands.run` has it: the kernel's overflow id.
+_NOBODY = 65534

@@ -1,0 +1,106 @@
+"""`AsyncSandbox`: cells for coroutines, which end with them."""
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from pathlib import Path
+
+import pytest
+
+from sandbox import AsyncSandbox, Cell, CellRejected, Limits, SpawnerError, grant
+from tests.library.conftest import Pipe
+
+
+def run(main: Coroutine[object, object, None]) -> None:
+    asyncio.run(main)
+
+
+async def until_told(pipe: Pipe) -> None:
+    await asyncio.get_running_loop().run_in_executor(None, pipe.wait_for_word)
+
+
+def test_many_run_for_many_coroutines(cache: Path, tool: Cell) -> None:
+    async def main() -> None:
+        async with AsyncSandbox(2, cache=cache) as sandbox:
+            cells = (sandbox.run(tool, ["copy=0"], stdin=b"%d" % n) for n in range(12))
+            results = await asyncio.gather(*cells)
+        assert [result.stdout for result in results] == [b"%d" % n for n in range(12)]
+
+    run(main())
+
+
+def test_what_goes_wrong_is_raised(cache: Path, tool: Cell) -> None:
+    async def main() -> None:
+        async with AsyncSandbox(1, cache=cache) as sandbox:
+            with pytest.raises(CellRejected):
+                await sandbox.run(b"no program")
+            result = await sandbox.run(tool, ["spin"], limits=Limits(wall=0.2))
+            assert result.outcome.limit == "wall"
+        with pytest.raises((RuntimeError, SpawnerError)):
+            await sandbox.run(tool)
+
+    run(main())
+
+
+def test_a_cancelled_coroutine_has_its_cell_killed(cache: Path, tool: Cell, pipe: Pipe) -> None:
+    async def main() -> None:
+        async with AsyncSandbox(1, cache=cache) as sandbox:
+            offers = [grant("OUT", pipe.writer, move=True)]
+            task = asyncio.create_task(sandbox.run(tool, ["tell=OUT", "spin"], offers))
+            await until_told(pipe)
+            holders = pipe.holders()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert pipe.ends()
+            assert not any(os.path.exists(f"/proc/{pid}/exe") for pid in holders)
+            assert (await sandbox.run(tool, ["say=on"])).stdout == b"on"
+
+    run(main())
+
+
+def test_a_timeout_kills_the_cell(cache: Path, tool: Cell, pipe: Pipe) -> None:
+    async def main() -> None:
+        async with AsyncSandbox(1, cache=cache) as sandbox:
+            offers = [grant("OUT", pipe.writer, move=True)]
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await sandbox.run(tool, ["spin"], offers)
+            assert pipe.ends()
+
+    run(main())
+
+
+def test_one_that_waits_is_cancelled_without_running(
+    cache: Path, tool: Cell, tmp_path: Path, pipe: Pipe
+) -> None:
+    async def main() -> None:
+        async with AsyncSandbox(1, cache=cache) as sandbox:
+            offers = [grant("OUT", pipe.writer, move=True)]
+            first = asyncio.create_task(sandbox.run(tool, ["tell=OUT", "spin"], offers))
+            await until_told(pipe)
+            mark = [grant("M", tmp_path / "mark", mode="w")]
+            second = asyncio.create_task(sandbox.run(tool, ["tell=M"], mark))
+            await asyncio.sleep(0)
+            second.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await second
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+        assert not (tmp_path / "mark").exists()
+
+    run(main())
+
+
+def test_leaving_the_block_kills_what_runs(cache: Path, tool: Cell, pipe: Pipe) -> None:
+    async def main() -> None:
+        async with AsyncSandbox(1, cache=cache) as sandbox:
+            offers = [grant("OUT", pipe.writer, move=True)]
+            task = asyncio.create_task(sandbox.run(tool, ["tell=OUT", "spin"], offers))
+            await until_told(pipe)
+        assert pipe.ends()
+        with pytest.raises(Exception, match="killed"):
+            await task
+
+    run(main())
