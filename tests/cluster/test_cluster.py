@@ -1,0 +1,376 @@
+"""Cells on a real scheduler and real workers, which are processes on loopback."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import threading
+from concurrent.futures import CancelledError, as_completed
+from pathlib import Path
+
+import pytest
+from distributed import Client
+
+from runner.cells import FetchOptions, open_cell
+from runner.cluster import ClusterError, ClusterExecutor, ClusterResult
+from runner.cluster import executor as executor_module
+from runner.content.blockstore import DamagedBlock
+from runner.errors import EXIT_NOT_FOUND, EXIT_USAGE, WwError
+from sandbox import Cell, CellFailed, CellRejected, GrantError, Limits, Outcome, grant
+from tests.cluster.machines import PATIENCE, Machines, Shelf, address_of, jobs_of, wait_until
+from tests.conftest import EXAMPLES, REPO, Ww
+
+HELLO = EXAMPLES / "hello" / "hello.wasm"
+
+
+def done(executor: ClusterExecutor, *args: object, **options: object) -> ClusterResult:
+    """Run a cell to its end."""
+    return executor.submit(*args, **options).result(PATIENCE)  # type: ignore[arg-type]
+
+
+# --- cells travel as addresses -------------------------------------------------------------------
+
+
+def test_each_worker_fetches_a_cell_once_and_keeps_it_in_its_own_store(
+    machines: Machines, cluster: ClusterExecutor, shelf: Shelf
+) -> None:
+    for name in ("one", "two"):
+        before = shelf.asked(shelf.fresh)
+        only = ClusterExecutor(cluster.client, workers=[address_of(cluster.client, name)])
+        results = [done(only, shelf.fresh, ["there"]) for _ in range(2)]
+        assert [result.stdout for result in results] == [
+            b"Hello from a cell. there\nGranted: ()\n"
+        ] * 2
+        assert {result.worker for result in results} == {address_of(cluster.client, name)}
+        assert shelf.asked(shelf.fresh) == before + 1
+        stored = {"WW_HOME": str(machines.store(name))}
+        cell = open_cell(shelf.fresh, stored, FetchOptions(offline=True))
+        with open(cell, "rb") as file:
+            assert file.read() == HELLO.read_bytes()
+
+
+def test_what_a_gateway_has_damaged_is_refused_by_the_same_error_as_for_one_machine_and_once(
+    machines: Machines, cluster: ClusterExecutor, shelf: Shelf, ww: Ww
+) -> None:
+    alone = ww.run("run", "--gateway", shelf.url, shelf.damaged)
+    asked = shelf.asked(shelf.damaged)
+    error = cluster.submit(shelf.damaged).exception(PATIENCE)
+    assert isinstance(error, WwError)
+    assert "it sent other bytes than those of block" in str(error)
+    (home,) = (h for h in map(machines.store, ("one", "two")) if str(h) in str(error))
+    said = f"ww: error: {error}\n".replace(str(home), str(ww.home))
+    assert alone.stderr.decode().splitlines(keepends=True)[-1] == said
+    assert alone.returncode == error.code == EXIT_NOT_FOUND
+    assert error.__notes__[0].removeprefix("on the worker ").startswith("tcp://127.0.0.1:")
+    # One worker has asked as often as the one machine: nobody has tried it again.
+    assert shelf.asked(shelf.damaged) == 2 * asked
+
+
+def test_a_cell_that_nobody_has_and_one_that_is_no_program_are_refused(
+    cluster: ClusterExecutor, shelf: Shelf
+) -> None:
+    missing = cluster.submit(shelf.missing).exception(PATIENCE)
+    assert isinstance(missing, WwError)
+    assert missing.code == EXIT_NOT_FOUND
+    refused = cluster.submit(shelf.text).exception(PATIENCE)
+    assert isinstance(refused, CellRejected)
+    assert refused.cell == shelf.text
+    assert shelf.asked(shelf.text) == 1
+
+
+def test_what_has_no_address_is_refused_before_it_travels(
+    cluster: ClusterExecutor, tmp_path: Path
+) -> None:
+    for cell in (str(HELLO), HELLO, HELLO.read_bytes(), 0, "/ipns/example.org", "/ipfs/nonsense"):
+        with pytest.raises(WwError) as caught:
+            cluster.submit(cell)
+        assert caught.value.code == EXIT_USAGE
+
+
+def test_a_local_cell_is_imported_if_that_was_asked_for(
+    machines: Machines, cluster: ClusterExecutor
+) -> None:
+    store = machines.store("one")
+    importing = ClusterExecutor(
+        cluster.client,
+        import_cells=True,
+        environ={"WW_HOME": str(store)},  # that this worker can see
+        workers=[address_of(cluster.client, "one")],
+    )
+    plain = HELLO.read_bytes()
+    # A section that means nothing, so that no gateway has it.
+    other = plain + b"\0\5\4mine"
+    with Cell.load(other, "other.wasm") as cell:
+        for form in (other, cell):
+            assert done(importing, form).stdout.startswith(b"Hello")
+    assert len(list((store / "pins").iterdir())) == 1
+
+
+# --- bytes in, bytes out -------------------------------------------------------------------------
+
+
+def test_files_go_in_and_come_back(cluster: ClusterExecutor, shelf: Shelf, tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    given.write_bytes(b"from a file")
+    for source in (b"from bytes", given, str(given)):
+        result = done(
+            cluster, shelf.cat, grants=[grant("input", source), grant("output", b"", mode="w")]
+        )
+        expected = source if isinstance(source, bytes) else b"from a file"
+        assert (result.exit_code, result.files) == (0, {"output": expected})
+
+
+def test_a_file_that_was_changed_comes_back_whole_and_one_for_reading_does_not(
+    cluster: ClusterExecutor, shelf: Shelf
+) -> None:
+    grants = [grant("book", b"x" * 100_000 + b"y", mode="rw"), grant("other", b"z", mode="r")]
+    result = done(cluster, shelf.busy, ["edit"], grants)
+    assert result.files == {"book": b"x" * 100_000 + b"y" + b"x"}
+
+
+def test_standard_streams_and_the_environment_are_bytes_and_texts(
+    cluster: ClusterExecutor, shelf: Shelf, tmp_path: Path
+) -> None:
+    given = tmp_path / "given"
+    given.write_bytes(b"\0\xff" * 50_000)
+    for source in (given, given.read_bytes()):
+        result = done(cluster, shelf.busy, ["copy"], stdin=source, env={"COLOUR": "red"})
+        assert (result.stdout, result.stderr) == (b"\0\xff" * 50_000, b"red\n")
+
+
+def test_what_means_something_on_this_machine_only_is_refused(
+    cluster: ClusterExecutor, shelf: Shelf, tmp_path: Path
+) -> None:
+    given = tmp_path / "given"
+    given.write_bytes(b"x")
+    with given.open("rb") as file:
+        offers = [
+            grant("a", file.fileno()),
+            grant("a", file),
+            grant("a", given, mode="w"),
+            grant("a", given, mode="rw"),
+            grant("a", tmp_path),
+            grant("a", tmp_path, guest="/a"),
+        ]
+        for offer in offers:
+            with pytest.raises(GrantError):
+                cluster.submit(shelf.hello, grants=[offer])
+        with pytest.raises(GrantError):
+            cluster.submit(shelf.hello, stdin=file)
+    with pytest.raises(FileNotFoundError):
+        cluster.submit(shelf.hello, grants=[grant("a", tmp_path / "none")])
+
+
+def test_more_bytes_than_the_scheduler_is_to_keep_are_refused(
+    cluster: ClusterExecutor, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor_module, "MAX_BYTES", 10)
+    given = tmp_path / "given"
+    given.write_bytes(b"x" * 11)
+    with pytest.raises(ValueError, match="11 bytes"):
+        cluster.submit(shelf.hello, stdin=given)
+    with pytest.raises(ValueError, match="12 bytes"):
+        cluster.submit(shelf.hello, grants=[grant("a", b"x" * 6)], stdin=b"x" * 6)
+    assert done(cluster, shelf.busy, ["copy"], stdin=b"x" * 10).stdout == b"x" * 10
+
+
+# --- how a cell ends -----------------------------------------------------------------------------
+
+
+def test_every_end_of_a_cell_is_a_result(cluster: ClusterExecutor, shelf: Shelf) -> None:
+    assert done(cluster, shelf.busy, ["exit", "7"]).exit_code == 7
+    trapped = done(cluster, shelf.busy, ["trap"])
+    assert (trapped.outcome.kind, trapped.exit_code) == ("trap", None)
+    with pytest.raises(CellFailed):
+        trapped.check()
+    assert done(cluster, shelf.hello).check().ok
+
+
+def test_limits_hold_on_the_workers(cluster: ClusterExecutor, shelf: Shelf) -> None:
+    spun = done(cluster, shelf.busy, ["spin"], limits=Limits(wall=0.3))
+    assert (spun.outcome.kind, spun.outcome.limit) == ("limit", "wall")
+    assert spun.usage is not None
+    written = done(cluster, shelf.busy, ["copy"], stdin=b"x" * 5000, limits=Limits(output=1000))
+    assert written.outcome.limit == "output"
+    assert len(written.stdout) <= 1000
+
+
+def test_a_cell_cannot_blow_up_a_file_beyond_what_it_may_write(
+    cluster: ClusterExecutor, shelf: Shelf
+) -> None:
+    book = grant("book", b"x", mode="rw")
+    result = done(cluster, shelf.busy, ["stretch", "2000000000"], [book])
+    assert (result.outcome.limit, result.files) == ("output", {"book": b"x"})
+
+
+# --- cancelling ----------------------------------------------------------------------------------
+
+
+def test_cells_that_are_cancelled_are_killed_and_give_their_places_to_others(
+    cluster: ClusterExecutor, shelf: Shelf
+) -> None:
+    spinning = [cluster.submit(shelf.busy, ["spin"]) for _ in range(4)]
+    wait_until(lambda: all(jobs_of(cluster.client, n) == 2 for n in ("one", "two")), "all run")
+    waiting = cluster.submit(shelf.hello)
+    for index, future in enumerate(spinning):
+        assert future.cancel() if index % 2 else future.kill()
+        assert future.cancelled()
+        with pytest.raises(CancelledError):
+            future.result()
+    assert [future.cancelled() for future in as_completed(spinning, PATIENCE)] == [True] * 4
+    assert waiting.result(PATIENCE).ok
+    assert not waiting.cancel()
+    assert not waiting.kill()
+    # As many at once as there are places: not one is still taken.
+    assert all(r.ok for r in cluster.map(shelf.busy, [["sleep", "10"]] * 8, timeout=PATIENCE))
+
+
+def test_a_fetch_is_given_up_with_the_last_who_waits_for_it(
+    cluster: ClusterExecutor, shelf: Shelf
+) -> None:
+    futures = [cluster.submit(shelf.stuck) for _ in range(4)]
+    wait_until(lambda: shelf.hanging == 2, "each worker asks")
+    for future in futures:
+        future.cancel()
+    assert all(r.ok for r in cluster.map(shelf.busy, [["sleep", "10"]] * 8, timeout=PATIENCE))
+    wait_until(lambda: shelf.hanging == 0, "the connections are closed")
+
+
+def test_cells_that_wait_are_kept_by_the_scheduler_and_not_by_workers_that_may_be_lost(
+    cluster: ClusterExecutor, shelf: Shelf
+) -> None:
+    futures = [cluster.submit(shelf.busy, ["spin"]) for _ in range(20)]
+    try:
+
+        def known() -> tuple[int, int]:
+            counts: tuple[int, int] = cluster.client.run_on_scheduler(
+                lambda dask_scheduler: (len(dask_scheduler.tasks), len(dask_scheduler.queued))
+            )
+            return counts
+
+        wait_until(lambda: known()[0] == 20, "all are known")
+        # Until there are twice as many as the cluster has threads, they are handed out at once.
+        assert known()[1] >= 20 - 2 * 4
+    finally:
+        for future in reversed(futures):
+            future.cancel()
+
+
+# --- several -------------------------------------------------------------------------------------
+
+
+def test_map_gives_results_in_the_order_of_the_inputs(
+    cluster: ClusterExecutor, shelf: Shelf
+) -> None:
+    waits = (100, 0, 50, 0, 10, 0)
+    args = [["sleep", str(wait), f"{n}"] for n, wait in enumerate(waits)]
+    lines = [r.stdout for r in cluster.map(shelf.busy, args, timeout=PATIENCE)]
+    assert lines == [b"%d\n" % n for n in range(len(waits))]
+    texts = [b"a", b"b", b"c"]
+    copies = cluster.map(shelf.busy, [["copy"]] * 9, stdins=texts, timeout=PATIENCE)
+    assert [result.stdout for result in copies] == texts
+    inputs = [[grant("input", text), grant("output", b"", mode="w")] for text in texts]
+    out = [r.files["output"] for r in cluster.map(shelf.cat, grants=inputs, timeout=PATIENCE)]
+    assert out == texts
+    with pytest.raises(TypeError):
+        cluster.map(shelf.hello)
+
+
+def test_a_map_that_ends_early_cancels_the_rest(cluster: ClusterExecutor, shelf: Shelf) -> None:
+    with pytest.raises(TimeoutError):
+        list(cluster.map(shelf.busy, [["spin"]] * 6, timeout=0.2))
+    args = [["exit", "3"], ["spin"], ["spin"]]
+    results = cluster.map(shelf.busy, args, timeout=PATIENCE)
+    assert next(results).exit_code == 3
+    results.close()  # type: ignore[attr-defined]
+    assert all(r.ok for r in cluster.map(shelf.busy, [["sleep", "10"]] * 8, timeout=PATIENCE))
+
+
+def test_many_threads_may_submit_and_each_result_comes_once(
+    cluster: ClusterExecutor, shelf: Shelf
+) -> None:
+    heard: list[bytes] = []
+
+    def submit(number: int) -> None:
+        for part in range(5):
+            future = cluster.submit(shelf.busy, ["sleep", "0", f"{number} {part}"])
+            future.add_done_callback(lambda f: heard.append(f.result().stdout))
+            future.result(PATIENCE)
+
+    threads = [threading.Thread(target=submit, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = [b"%d %d\n" % (number, part) for number in range(4) for part in range(5)]
+    wait_until(lambda: len(heard) >= len(expected), "all are heard of")
+    assert sorted(heard) == expected
+
+
+def test_an_executor_that_is_closed_takes_no_cells_and_leaves_the_client_open(
+    cluster: ClusterExecutor, shelf: Shelf
+) -> None:
+    with ClusterExecutor(cluster.client) as other:
+        future = other.submit(shelf.busy, ["sleep", "50", "x"])
+    assert future.done()
+    assert future.result().stdout == b"x\n"
+    with pytest.raises(RuntimeError):
+        other.submit(shelf.hello)
+    other.shutdown()
+    impatient = ClusterExecutor(cluster.client)
+    spinning = impatient.submit(shelf.busy, ["spin"])
+    impatient.shutdown(cancel_futures=True)
+    assert spinning.cancelled()
+    assert done(cluster, shelf.hello).ok
+
+
+def test_no_cell_hangs_when_its_client_is_closed(machines: Machines, shelf: Shelf) -> None:
+    with Client(machines.address, set_as_default=False) as client:
+        executor = ClusterExecutor(client)
+        futures = [executor.submit(shelf.busy, ["spin"]) for _ in range(6)]
+    for future in futures:
+        assert isinstance(future.exception(PATIENCE), ClusterError)
+
+
+def test_a_worker_that_cannot_run_cells_does_not_start(
+    machines: Machines, cluster: ClusterExecutor
+) -> None:
+    machines.add("three", environment={"WW_CACHE_SIZE": "nonsense"})
+    assert machines.wait("three") != 0
+    assert "WW_CACHE_SIZE" in machines.log("three")
+    assert address_of(cluster.client, "three") == ""
+
+
+# --- what is needed for it -----------------------------------------------------------------------
+
+
+def test_all_that_is_handed_out_can_be_pickled() -> None:
+    error = ClusterError("/ipfs/x", "it is lost", hint="look")
+    error.add_note("a note")
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.code, again.__notes__) == (str(error), error.code, ["a note"])
+    damaged = DamagedBlock("block x", "damaged")
+    damaged.what += "; and more"
+    again = pickle.loads(pickle.dumps(damaged))
+    assert type(again) is DamagedBlock
+    assert str(again) == "block x: damaged; and more"
+    result = ClusterResult(Outcome("exit", 3), b"out", b"err", {"a": b"b"}, "tcp://there")
+    assert pickle.loads(pickle.dumps(result)) == result
+
+
+def test_nothing_of_dask_is_imported_where_no_cluster_is_asked_for() -> None:
+    code = (
+        "import sys, runner.__main__, runner.cli, runner.supervise, runner.content.sources, sandbox"
+        "\nsys.exit(any(m.split('.')[0] in ('dask', 'distributed') for m in sys.modules))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=REPO, check=True)
+
+
+def test_without_dask_the_error_says_what_to_install() -> None:
+    code = "import sys; sys.modules['distributed'] = None; import runner.cluster"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "pip install 'wetware[dask]'" in done.stderr.splitlines()[-1]
