@@ -19,8 +19,8 @@ _COMMANDS = {
     "import": ("runner.commands.import_", "import_"),
     "resolve": ("runner.commands.resolve", "resolve"),
     "run": ("runner.commands.run", "run"),
-    "serve": ("runner.commands.serve", "serve"),
     "send-fds": ("runner.commands.send_fds", "send_fds"),
+    "serve": ("runner.commands.serve", "serve"),
     "store": ("runner.commands.store", "store"),
     "verify": ("runner.commands.verify", "verify"),
 }

@@ -67,6 +67,10 @@ class Lane:
                 except OSError as error:
                     what = f"{error.filename or 'spawner'}: {error.strerror}"
                     outcome = Outcome("jail", error.errno or 0, what, "spawner")
+                except Exception as error:
+                    # What a runner of another version sends, or a defect: of this connection only.
+                    what = f"{type(error).__name__}: {error}"
+                    outcome = Outcome("jail", what=what, step="spawner")
                 finally:
                     self._ready.end()
                     _close_all(fds)

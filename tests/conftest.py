@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -534,12 +535,18 @@ def _is_ours(name: str) -> bool:
     return any(part in name.lower() for part in _OUR_NAMES) and not name.startswith("ww-test-")
 
 
-def _belongs_to_others(cgroup: str, below: Mapping[int, str]) -> bool:
-    """Whether a group's name tells of a spawner that lives and is none of this test run's."""
-    parts = cgroup.split("-")
-    if len(parts) < 3 or not parts[2].isdigit():
-        return False
-    return int(parts[2]) not in below and os.path.exists(f"/proc/{parts[2]}")
+def _belongs_to_others(group: Path, below: Mapping[int, str]) -> bool:
+    """Whether a group is of a spawner or a service that lives and is none of this test run's."""
+    parts = group.name.split("-")
+    if len(parts) > 2 and parts[2].isdigit():
+        return int(parts[2]) not in below and os.path.exists(f"/proc/{parts[2]}")
+    # Spawners may share a leader, and a service's name tells of no process: who is in it does.
+    for file in group.rglob("cgroup.procs"):
+        with suppress(OSError):
+            pids = set(map(int, file.read_text().split()))
+            if pids - below.keys() - {os.getpid()}:
+                return True
+    return False
 
 
 def _snapshot(private: Path | None) -> dict[str, str]:
@@ -567,7 +574,7 @@ def _snapshot(private: Path | None) -> dict[str, str]:
                 things[f"{folder}/{name}"] = f"file {folder}/{name}"
     for folder, folders, _ in os.walk(_CGROUPS):
         for name in folders:
-            if _is_ours(name) and not _belongs_to_others(name, below):
+            if _is_ours(name) and not _belongs_to_others(Path(folder, name), below):
                 things[f"cgroup {folder}/{name}"] = f"cgroup {folder}/{name}"
     return things
 
