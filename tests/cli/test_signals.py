@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import BuildFunction, Leftovers, Ww
-from tests.jail.inside import call, name_of, perform, variant
+from tests.jail.inside import ZYGOTE, call, name_of, perform, variant
 
 LeftoversFixture = Callable[..., Leftovers]
 ENDING = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT]
@@ -238,7 +238,7 @@ def test_the_cell_of_a_stopped_ww_ends_at_the_time_limit(
         begun(process)
         spawner, _ = chain_below(process.pid)
         process.send_signal(signal.SIGSTOP)
-        wait_for(lambda: children(spawner) == [])
+        wait_for(lambda: cells_of(spawner) == [])
         process.send_signal(signal.SIGCONT)
         assert process.wait(PATIENCE) == 66
 
@@ -363,9 +363,14 @@ def children(pid: int) -> list[int]:
     return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def cells_of(spawner: int) -> list[int]:
+    """Its jailed processes: beside them it has the one that they are cloned from."""
+    return [pid for pid in children(spawner) if name_of(pid) != ZYGOTE]
+
+
 def names_below(pid: int) -> set[str]:
     try:
-        return {name_of(cell) for spawner in children(pid) for cell in children(spawner)}
+        return {name_of(cell) for spawner in children(pid) for cell in cells_of(spawner)}
     except OSError:
         return set()
 
@@ -373,7 +378,7 @@ def names_below(pid: int) -> set[str]:
 def chain_below(pid: int) -> tuple[int, int]:
     """The spawner and the process of a cell that has begun."""
     (spawner,) = children(pid)
-    (cell,) = children(spawner)
+    (cell,) = cells_of(spawner)
     return spawner, cell
 
 

@@ -250,9 +250,9 @@ def test_the_program_cannot_be_changed_by_way_of_its_memory_file(
 # Where the jail forbids it, and again when the cell's code is there, which is mapped in between.
 MAPS = """
 import os
-from sandbox import code, jail
+from sandbox import code, jail, limits
 
-freeze, seal = code.freeze, jail.Jail.seal
+freeze, ceilings, seal = code.freeze, limits.ceilings, jail.Jail.seal
 kept = []
 
 def both(text):
@@ -271,7 +271,12 @@ def after_freezing(listing):
     kept.append(both(read(before)))
     freeze(listing)
     kept.append(both(read(before)))
-    kept.append(before)
+    os.close(before)
+
+def after_placing(writable, descriptors, listing):
+    # From here on nothing is closed before the code is there, and soon nothing can be opened.
+    kept.append(os.open("../maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=listing))
+    return ceilings(writable, descriptors, listing)
 
 def before_sealing(self, also=()):
     maps = kept.pop()
@@ -281,6 +286,7 @@ def before_sealing(self, also=()):
     seal(self, also)
 
 code.freeze = after_freezing
+limits.ceilings = after_placing
 jail.Jail.seal = before_sealing
 """
 

@@ -430,7 +430,7 @@ def test_its_number_is_behind_the_directories_and_before_the_pathlinks(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--fd", "a=5,target=3"), "--with-ipfs"),
+        (("--fd", "a=5,target=3"), "the content that is served"),
         (("--fd", "ipfs=5,pathlink=true"), "a pathlink cannot be '/ipfs'"),
         (("--dir", "/tmp:/ipfs"), "cannot be at '/ipfs'"),
         (("--dir", "/tmp:ipfs"), "cannot be at 'ipfs'"),
