@@ -44,11 +44,14 @@ class Status:
 
     def ended(self, outcome: Outcome, code: int) -> None:
         """Tell how the cell ended, and the exit code of ww."""
-        extra = {"step": outcome.step} if outcome.step else {}
+        extra: dict[str, object] = {"step": outcome.step} if outcome.step else {}
         if outcome.kind == "signal":
             extra = {"signal": str(outcome.code)}
         if outcome.limit:
             extra = {"limit": outcome.limit}
+        if outcome.usage is not None:
+            wall, cpu, memory = outcome.usage
+            extra["usage"] = {"wall": round(wall, 6), "cpu": round(cpu, 6), "memory": memory}
         self._exit(code, outcome.kind, outcome.what, extra)
 
     def ended_by(self, number: int) -> None:
@@ -60,7 +63,7 @@ class Status:
         if not self._told:
             self._exit(error.code, "error", str(error), {})
 
-    def _exit(self, code: int, reason: str, what: str, extra: Mapping[str, str]) -> None:
+    def _exit(self, code: int, reason: str, what: str, extra: Mapping[str, object]) -> None:
         self._told = True
         event: dict[str, object] = {"event": "exit", "code": code, "reason": reason, **extra}
         if what:

@@ -73,6 +73,8 @@ def test_the_job_fails_with_what_the_cell_says_and_its_events_are_those_shown(jo
         # The shell's own numbers.
         line.pop("pid", None)
         line.pop("source", None)
+    assert found[-1]["usage"].keys() == told[-1]["usage"].keys()
+    assert found[-1].pop("usage")["cpu"] > 0 < told[-1].pop("usage")["cpu"]
     assert found == told
 
 

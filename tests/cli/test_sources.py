@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -217,7 +218,10 @@ def test_status_tells_start_grants_and_exit(ww_account: Ww, cell: str) -> None:
     start, grant, end = events(ww_account.tmp / "status")
     assert (start["event"], start["cell"]) == ("start", cell)
     assert (grant["event"], grant["name"], grant["target"]) == ("grant", "db", 10)
+    used: Any = end.pop("usage")
     assert end == {"event": "exit", "code": 0, "reason": "exit"}
+    assert used["wall"] > 0 < used["cpu"]
+    assert used["memory"] > 1 << 20
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from runner.errors import EXIT_GRANT, WwError
 from runner.grants.plan import GrantPlan, PlannedGrant
 from runner.inherited import Inherited
 from runner.status import Status, open_status
-from sandbox import Grant, Outcome
+from sandbox import Grant, Outcome, Usage
 
 
 def events(*outcomes: tuple[Outcome, int], plan: GrantPlan | None = None) -> list[object]:
@@ -38,6 +38,11 @@ def events(*outcomes: tuple[Outcome, int], plan: GrantPlan | None = None) -> lis
             Outcome("isolation", what="it called ptrace"),
             67,
             {"reason": "isolation", "what": "it called ptrace"},
+        ),
+        (
+            Outcome("exit", usage=Usage(0.1234567, 0.5, 4096)),
+            0,
+            {"reason": "exit", "usage": {"wall": 0.123457, "cpu": 0.5, "memory": 4096}},
         ),
         (Outcome("signal", 9), 137, {"reason": "signal", "signal": "9"}),
         (Outcome("jail", 1, "no", "proc"), 67, {"reason": "jail", "step": "proc", "what": "no"}),

@@ -254,7 +254,7 @@ def test_one_that_came_to_a_leader_is_counted_before_it_has_made_a_group(base: B
     first = base.agent()
     first.do("room")
     second = base.agent(base.leader)
-    second.do("room")
+    assert second.do("room") == str(base.path)
     first.kill()
     base.leave()
     assert base.leader.exists()
