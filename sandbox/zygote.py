@@ -42,11 +42,12 @@ _UNNAMED = "jail"
 class Host(Protocol):
     """What compiles cells and runs them."""
 
-    def prepare(self, *, fuel: bool) -> None:
+    def prepare(self, *, fuel: bool, ahead: bool) -> None:
         """Make what cells need, because it costs more after a clone.
 
         Args:
             fuel: Whether they count fuel.
+            ahead: Whether there are to be rehearsals.
         """
 
     def rehearse(self, null: int) -> None:
@@ -162,7 +163,7 @@ def _be_zygote(channel: socket.socket, host: Host, *, quiet: bool) -> NoReturn:
         # Most cells need these, so they are made while nobody waits. What fails here fails again
         # for the first of them, who is told.
         with suppress(Exception):
-            _load(ORDINARY._replace(profiles=ORDINARY.profiles[:2]), host)
+            _load(ORDINARY._replace(profiles=ORDINARY.profiles[:2], ahead=False), host)
         # Objects made so far are never collected, so a collection in a child copies none of theirs.
         gc.freeze()
         while (order := wire.receive(channel)) is not None:
@@ -233,7 +234,7 @@ def _load(kind: Order, host: Host) -> None:
         JailError: If it is not installed, or is refused.
         OSError: As reading files says.
     """
-    host.prepare(fuel=kind.fuel)
+    host.prepare(fuel=kind.fuel, ahead=kind.ahead)
     for profile in kind.profiles:
         seccomp.build(profile)
     if "network" in kind.needs:

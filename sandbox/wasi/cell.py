@@ -65,17 +65,20 @@ class CellHost:
         self._cache = Cache(cache, cache_size)
         self._workshops = {False: Workshop(self._cache, fuel=False)}
 
-    def prepare(self, *, fuel: bool) -> None:
+    def prepare(self, *, fuel: bool, ahead: bool) -> None:
         """Make the parts for cells that count fuel, or for the others, unless they are there.
 
         Args:
             fuel: Which.
+            ahead: Whether there are to be rehearsals with them.
 
         Raises:
             wasmtime.WasmtimeError: If the engine refuses any of it.
         """
         if fuel not in self._workshops:
             self._workshops[fuel] = Workshop(self._cache, fuel=fuel)
+        if ahead:
+            self._workshops[fuel].prepare_rehearsal(self._cache)
 
     def _workshop(self, plan: Plan) -> "Workshop":
         """Return the parts for a plan, which :meth:`prepare` has made."""
@@ -166,7 +169,7 @@ class Workshop:
         self._fuel = fuel
         self._shim = self._own_module(cache, "shim", switch.shim())
         self._switch = self._own_module(cache, "switch", switch.switch())
-        self._rehearsal = bytes(self._own_module(cache, "rehearsal", _REHEARSAL).serialize())
+        self._rehearsal = b""
         self._served: dict[int, File | BaseDirectory] = {}
         self._calls = Calls()
         self._functions = HostFunctions()
@@ -267,6 +270,16 @@ class Workshop:
         else:
             _start(store, cell)(store)
         return Outcome("exit", 0)
+
+    def prepare_rehearsal(self, cache: Cache) -> None:
+        """Make what :meth:`rehearse` takes, unless it is there.
+
+        Raises:
+            wasmtime.WasmtimeError: If the engine refuses it.
+        """
+        if not self._rehearsal:
+            module = self._own_module(cache, "rehearsal", _REHEARSAL)
+            self._rehearsal = bytes(module.serialize())
 
     def rehearse(self, null: int) -> None:
         """Run a cell of the host's own; see :meth:`CellHost.rehearse`."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import EXAMPLES, BuildFunction, Leftovers, Ww
-from tests.jail.inside import name_of
+from tests.jail.inside import ZYGOTE, name_of
 
 HELLO = EXAMPLES / "hello" / "hello.wasm"
 # For each account; as an ordinary user there is one, and the other half is root's.
@@ -39,7 +39,7 @@ WAITING = """
     (i32.store (i32.const 0) (i32.const 16)) (i32.store (i32.const 4) (i32.const 16))
     (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)))))
 """
-VICTIMS = ("ww", "spawner", "cell", "all")
+VICTIMS = ("ww", "spawner", "cell", "zygote", "all")
 
 
 def children(pid: int) -> list[int]:
@@ -50,12 +50,16 @@ def children(pid: int) -> list[int]:
 
 def victims(ww: int, victim: str) -> list[int]:
     """Who is to be killed: whoever there is by now, down to the one that is meant."""
-    chain = [ww]
-    while len(chain) < 3 and (below := children(chain[-1])):
-        chain.append(below[0])
+    spawners = children(ww)
+    below = [pid for spawner in spawners for pid in children(spawner)]
+    zygotes = [pid for pid in below if name_of(pid) == ZYGOTE]
+    cells = [pid for pid in below if pid not in zygotes]
     if victim == "all":
-        return chain
-    return [chain[min(VICTIMS.index(victim), len(chain) - 1)]]
+        return [ww, *spawners, *below]
+    if victim == "zygote" and zygotes:
+        return zygotes
+    chain = [[ww], spawners, cells]
+    return next(pids for pids in reversed(chain[: VICTIMS.index(victim) + 1]) if pids)
 
 
 def end_one(
@@ -125,7 +129,7 @@ def test_whatever_is_killed_and_whenever_nothing_is_left(
     assert {path.suffix for path in cache.iterdir()} == {".cwasm"}
 
 
-@pytest.mark.parametrize("victim", ["spawner", "cell", "all"])
+@pytest.mark.parametrize("victim", ["spawner", "cell", "zygote", "all"])
 def test_a_running_cell_that_is_killed_leaves_nothing(
     ww_account: Ww, leftovers: Callable[..., Leftovers], victim: str
 ) -> None:
@@ -137,8 +141,7 @@ def test_a_running_cell_that_is_killed_leaves_nothing(
         with ww_account.start([*ww_account.command, "run", spin]) as process:
             deadline = time.monotonic() + 30
             while time.monotonic() < deadline:
-                chain = victims(process.pid, "all")
-                if len(chain) == 3 and name_of(chain[2]) == "cell":
+                if "cell" in map(name_of, victims(process.pid, "all")):
                     break
                 time.sleep(0.01)
             for pid in victims(process.pid, victim):

@@ -54,7 +54,7 @@ class Native:
         confine(plan)
         os.execve(own.code, list(plan.argv), dict(plan.env))
 
-    def prepare(self, *, fuel):
+    def prepare(self, *, fuel, ahead):
         pass
 
     def rehearse(self, null):
