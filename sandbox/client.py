@@ -35,7 +35,7 @@ main()
 # A spawner that was asked to end needs a moment to kill its cell; then it is killed itself.
 _PATIENCE_MS = 2000
 # Seconds for a server's greeting. It gives that at once, unless it is being started.
-_GREETING_PATIENCE = 5.0
+_GREETING_PATIENCE = 10.0
 # struct ucred of unix(7): pid, uid, gid, of 32 bits each.
 _CREDENTIALS = 12
 # How often progress is shown.
