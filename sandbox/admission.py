@@ -13,6 +13,8 @@ from sandbox import watch, wire
 from sandbox.plan import Plan
 
 _CLONED = b"cloned "
+# Seconds that a jail may take to read a plan that is larger than the connection holds.
+_PATIENCE = 2.0
 
 
 class Admission(NamedTuple):
@@ -34,7 +36,7 @@ class Admission(NamedTuple):
     cloned: bool
 
 
-def admit(channel: int, what: Admission) -> None:
+def admit(channel: socket.socket, what: Admission) -> None:
     """Send a jail what it is to hold; copies of the descriptors go there.
 
     Args:
@@ -42,11 +44,13 @@ def admit(channel: int, what: Admission) -> None:
         what: The numbers are this process's.
 
     Raises:
-        OSError: EPIPE if the jail is gone.
+        OSError: EPIPE if the jail is gone; ETOOMANYREFS if too many descriptors are on their way.
+        TimeoutError: If it does not take what does not fit into the connection.
     """
-    with socket.socket(fileno=channel) as connection:
+    with channel:
+        channel.settimeout(_PATIENCE)
         fds = [what.code, *what.sources, *([] if what.content is None else [what.content])]
-        wire.send(connection, (_CLONED if what.cloned else b"") + what.plan.encode(), fds)
+        wire.send(channel, (_CLONED if what.cloned else b"") + what.plan.encode(), fds)
 
 
 def wait(line: int, channel: int) -> Admission:

@@ -31,6 +31,19 @@ def freeze(listing: int) -> None:
         raise JailError("code", "all that can be read can be executed here (setarch -X)")
     for start, end in _writable_code(listing):
         syscalls.make_executable(start, end - start)
+    verify(listing)
+
+
+def verify(listing: int) -> None:
+    """Hold that nothing was made after :func:`freeze` that can be written and executed.
+
+    Args:
+        listing: As of that.
+
+    Raises:
+        OSError: As open(2) says.
+        JailError: If something was.
+    """
     left = _writable_code(listing)
     if left:
         raise JailError("code", f"memory at {left[0][0]:#x} can be written and executed")

@@ -84,13 +84,13 @@ class Private(Door):
     def accept(self, present: Sequence[int]) -> Guest | None:
         """Receive one end of a connection, or learn that there will be none any more."""
         try:
-            _, fds, _, _ = socket.recv_fds(self._channel, len(wire.ENTER), 1)
+            said, fds, _, _ = socket.recv_fds(self._channel, len(wire.ENTER), 1)
         except OSError:
-            fds = []
-        if not fds:
+            said, fds = b"", []
+        if not said:
             self.is_open = False
-            return None
-        return Guest(socket.socket(fileno=fds[0]), 0)
+        # Without a descriptor there was no room for it here, and whoever sent it hears it end.
+        return Guest(socket.socket(fileno=fds[0]), 0) if fds else None
 
 
 class Public(Door):
@@ -120,8 +120,8 @@ class Public(Door):
             return None  # or who was there has gone
         size = _CREDENTIALS.size
         who = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        pid, uid, _ = _CREDENTIALS.unpack(who)
-        refusal = self._refusal(pid, uid, present)
+        pid, uid, gid = _CREDENTIALS.unpack(who)
+        refusal = self._refusal(pid, uid, gid, present)
         connection.settimeout(_PATIENCE)
         try:
             wire.send(connection, refusal.encode() or wire.GREETING)
@@ -133,10 +133,13 @@ class Public(Door):
             return None
         return Guest(connection, pid)
 
-    def _refusal(self, pid: int, uid: int, present: Sequence[int]) -> str:
+    def _refusal(self, pid: int, uid: int, gid: int, present: Sequence[int]) -> str:
         """Return why a client is refused, if it is."""
         if uid != os.geteuid():
             return f"this server is for uid {os.geteuid()} only"
+        if uid and gid != os.getegid():
+            # An ordinary user's cells have the user's group, and a server can map its own only.
+            return f"this server is for gid {os.getegid()} only"
         if len(present) >= self._bounds.connections:
             return f"busy: it has {self._bounds.connections} connections, the most it takes"
         if present.count(pid) >= self._bounds.each:

@@ -84,6 +84,8 @@ class Jail:
         else:
             self._leave_files()
         if kind.ahead:
+            # It may wait for long. When that is over, the same is done again for the cell.
+            _step("lifeline", lifeline.tie, self.line)
             _step("rehearsal", rehearse, self._null)
         _step("code", code.freeze, self._listing)
         _step("privileges", privileges.drop_bounding_set)
@@ -184,6 +186,7 @@ class Jail:
         _step("descriptors", descriptors.place, table, self._kept(), own.listing)
         _step("session", session.isolate, self._kind.name)
         _step("limits", self._limit)
+        _step("code", code.verify, own.listing)
         _step("privileges", privileges.drop_all)
         # Changes of ids and privileges undo it, and the filters forbid it.
         _step("lifeline", lifeline.tie, own.line)

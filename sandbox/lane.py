@@ -47,6 +47,7 @@ class Lane:
         self._store = store
         self._zygote = zygote
         self._ready = ready
+        self._starting = False
         # Control groups of what has ended. Removing one takes longer than the runner should wait.
         self._left: list[cgroups.Cgroup] = []
 
@@ -55,7 +56,7 @@ class Lane:
         try:
             while (request := wire.receive(self._channel)) is not None:
                 payload, fds = request
-                self._ready.begin()
+                self._is_starting(True)
                 try:
                     plan = Plan.decode(payload.removeprefix(wire.COMPILE))
                     only = payload.startswith(wire.COMPILE)
@@ -72,7 +73,7 @@ class Lane:
                     what = f"{type(error).__name__}: {error}"
                     outcome = Outcome("jail", what=what, step="spawner")
                 finally:
-                    self._ready.end()
+                    self._is_starting(False)
                     _close_all(fds)
                 wire.send(self._channel, outcome.encode())
                 self._clear_up()
@@ -83,6 +84,12 @@ class Lane:
         finally:
             self._clear_up()
             self._channel.close()
+
+    def _is_starting(self, yes: bool) -> None:
+        """Note whether there is a cell that has not started: until then others had better wait."""
+        if yes != self._starting:
+            self._starting = yes
+            (self._ready.begin if yes else self._ready.end)()
 
     def _clear_up(self) -> None:
         """Remove what the last cell has left."""
@@ -103,8 +110,7 @@ class Lane:
             JailError: If a step on this side fails.
             OSError: EPIPE if the runner is gone.
         """
-        if plan.uid == 0:
-            raise JailError("id maps", "the cell would run as the host's root")
+        _check_ids(plan)
         if plan.isolation == "chroot":
             _check_chroot(plan)
         if "landlock" in plan.required and not landlock.abi():
@@ -142,7 +148,10 @@ class Lane:
             OSError: EPIPE if the runner is gone.
         """
         wire.send(self._channel, wire.COMPILED)
-        if wire.receive(self._channel) is None:
+        answer = wire.receive(self._channel)
+        if answer is not None:
+            _close_all(answer[1])
+        if answer is None or answer[0] != wire.GO_ON:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def _run(self, plan: Plan, artifact: int, fds: list[int], deadline: float | None) -> Outcome:
@@ -158,6 +167,7 @@ class Lane:
             child = self._jailed("cell", admission)
 
             def started() -> None:
+                self._is_starting(False)
                 _close_all(fds)
                 wire.send(self._channel, wire.STARTED, [child.pidfd])
 
@@ -169,8 +179,10 @@ class Lane:
         Returns:
             A descriptor of the sealed artifact; or how the compilation ended, if not well.
         """
-        artifact, messages = compiling.new_memory("artifact"), compiling.new_memory("messages")
+        artifact = compiling.new_memory("artifact")
+        messages = -1
         try:
+            messages = compiling.new_memory("messages")
             jailed = compiling.plan_for(plan)
             what = Admission(jailed, code, (artifact, messages), None, cloned=False)
             outcome = self._wait(self._jailed("compiler", what), jailed, deadline)
@@ -181,9 +193,9 @@ class Lane:
             kept, artifact = artifact, -1
             return kept
         finally:
-            os.close(messages)
-            if artifact >= 0:
-                os.close(artifact)
+            for memory in (messages, artifact):
+                if memory >= 0:
+                    os.close(memory)
 
     def _wait(
         self,
@@ -215,7 +227,7 @@ class Lane:
             if "cgroup" in plan.required and jail.child.cgroup is None:
                 raise JailError("cgroup", "it is required, and none may be made here")
             jail.admit(what)
-        except JailError:
+        except BaseException:
             jail.give_up()
             raise
         return jail.child
@@ -225,6 +237,22 @@ def _close_all(fds: list[int]) -> None:
     """Close descriptors, and forget their numbers."""
     while fds:
         os.close(fds.pop())
+
+
+# 32 bits, of which the last number means that there is none; the kernel drops what is above.
+_MOST_ID = (1 << 32) - 2
+
+
+def _check_ids(plan: Plan) -> None:
+    """Hold that a cell runs as nobody that means something.
+
+    Raises:
+        JailError: If it does not.
+    """
+    # An ordinary user's group is the caller's own, whichever that is.
+    least = 1 if os.geteuid() == 0 else 0
+    if not 1 <= plan.uid <= _MOST_ID or not least <= plan.gid <= _MOST_ID:
+        raise JailError("id maps", "the cell would run as the host's root, or as nobody there is")
 
 
 def _check_chroot(plan: Plan) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sandbox.encoding import encode
 from sandbox.grants import FIRST_PREOPEN, LAST_STANDARD, Grant
-from sandbox.policy import Limits
+from sandbox.policy import ISOLATIONS, NETWORKS, Limits
 from sandbox.records import Record
 
 TYPE_CHECKING = False
@@ -103,6 +103,10 @@ class Plan(Record):
         try:
             grants, argv, env, uid, gid, digest, limits, network, required, *rest = fields
             isolation, content, terminals, component, invoke, trap_unknown = rest
+            if isolation not in ISOLATIONS or network not in NETWORKS:
+                raise ValueError("not a plan: a word that is none")
+            if not all(limit is None or isinstance(limit, (int, float)) for limit in limits):
+                raise ValueError("not a plan: a limit that is no number")
             return cls(
                 grants=tuple(Grant(*grant) for grant in grants),
                 argv=tuple(argv),

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from sandbox.errors import JailError
 from sandbox.order import ORDINARY, Order
 from sandbox.waiting import Ids, Waiting
 
@@ -48,26 +47,24 @@ class ReadyJails:
             kind: What the cell takes.
             ids: Who it is to be on the host.
         """
-        if not ORDINARY.serves(kind):
-            return None
-        with self._changed:
-            if ids != self._ids:
-                return None
-            while self._jails:
+        while ids == self._ids:
+            with self._changed:
+                if self._over or not self._jails or not self._jails[0].kind.serves(kind):
+                    return None
                 jail = self._jails.pop(0)
                 self._changed.notify()
-                if jail.is_alive():
-                    return jail
-                jail.give_up()
+            if jail.is_alive():
+                return jail
+            jail.give_up()
         return None
 
     def begin(self) -> None:
-        """Note that a cell is about to run."""
+        """Note that a cell is about to start."""
         with self._changed:
             self._busy += 1
 
     def end(self) -> None:
-        """Note that a cell has ended."""
+        """Note that a cell has started, or come to its end before that."""
         with self._changed:
             self._busy -= 1
             self._changed.notify()
@@ -78,23 +75,28 @@ class ReadyJails:
             self._over = True
             self._changed.notify()
         if self._most:
-            self._thread.join()
-        for jail in self._jails:
+            self._thread.join(_PAUSE)
+        with self._changed:
+            left, self._jails = self._jails, []
+        for jail in left:
             jail.give_up()
-        self._jails.clear()
 
     def _fill(self) -> None:
         """Be the thread."""
+        kind = ORDINARY
         while self._wait_for_room():
             jail = None
-            with suppress(JailError):
-                jail = self._make(ORDINARY, self._ids)
+            # A defect must not be the end of all of them; a cell that meets it says what it is.
+            with suppress(Exception):
+                jail = self._make(kind, self._ids)
             if jail is not None and jail.get_ready():
                 with self._changed:
                     self._jails.append(jail)
                 continue
             if jail is not None:
                 jail.give_up()
+            # Where no proc may be mounted, cells without pathlinks run all the same.
+            kind = kind._replace(proc=not kind.proc)
             with self._changed:
                 self._changed.wait_for(lambda: self._over, _PAUSE)
 

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import NoReturn, Protocol
 
@@ -40,6 +41,9 @@ from sandbox.ready import ReadyJails
 from sandbox.waiting import Ids, Waiting
 from sandbox.wasi.cell import CellHost
 from sandbox.zygote import Host, Zygote
+
+# Seconds for all cells to end in.
+_PATIENCE = 5.0
 
 
 class CellStore(Host, Store, Protocol):
@@ -137,14 +141,23 @@ def refuse(door: Door, error: Exception) -> NoReturn:
     """
     outcome = _failure(error)
     if isinstance(door, Private):
-        guest = door.accept([])
-        while guest is not None and (request := wire.receive(guest.connection)) is not None:
-            for fd in request[1]:
-                os.close(fd)
-            wire.send(guest.connection, outcome.encode())
+        while door.is_open:
+            guest = door.accept([])
+            if guest is not None:
+                answers = threading.Thread(target=_answer_all, args=(guest, outcome), daemon=True)
+                answers.start()
     else:
         _say(f"error: {outcome.step}: {outcome.what}")
     os._exit(1)
+
+
+def _answer_all(guest: Guest, outcome: Outcome) -> None:
+    """Answer each request on a connection with the same outcome, until it ends."""
+    with suppress(OSError, EOFError, ValueError):
+        while (request := wire.receive(guest.connection)) is not None:
+            for fd in request[1]:
+                os.close(fd)
+            wire.send(guest.connection, outcome.encode())
 
 
 class Spawner:
@@ -210,7 +223,8 @@ class Spawner:
         while not self._ending:
             happened = dict(events.poll())
             if zygote in happened:
-                return True
+                # Who asks a server to end may well ask all of its processes.
+                return not self._ending
             if self._door.fileno() in happened:
                 self._forget_ended()
                 guest = self._door.accept(self._present())
@@ -244,15 +258,22 @@ class Spawner:
         os.eventfd_write(self._wake, 1)
 
     def end(self) -> None:
-        """End all connections and their cells, and whatever else was made."""
+        """End all connections and their cells, and whatever else was made.
+
+        What cannot be ended in time ends with this process, and what then is left of it is for the
+        next spawner to find.
+        """
         self._door.close()
+        # Whoever waits for it sees that, even if somebody has stopped it.
+        self._zygote.kill()
         for thread, guest in self._lanes.items():
             if thread.is_alive():
                 _hang_up(guest.connection)
         self._ready.close()
+        deadline = time.monotonic() + _PATIENCE
         for thread in self._lanes:
-            thread.join()
-        self._zygote.end()
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._zygote.wait()
 
 
 def _hang_up(connection: socket.socket) -> None:

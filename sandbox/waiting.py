@@ -1,9 +1,7 @@
 """A jail that waits for its plan: making one, and giving it what it is to hold."""
 
-import os
 import select
 import socket
-from contextlib import suppress
 from typing import NamedTuple
 
 from sandbox import admission, cgroups, lifeline, namespaces, session, watch
@@ -13,6 +11,9 @@ from sandbox.limits import HOST_MEMORY
 from sandbox.order import Order
 from sandbox.policy import Limits
 from sandbox.zygote import Zygote
+
+# Seconds that a jail may take to get ready where nobody waits for it.
+_PATIENCE = 30.0
 
 
 class Ids(NamedTuple):
@@ -40,13 +41,17 @@ class Waiting(NamedTuple):
     kind: Order
     ids: Ids
     child: watch.Child
-    channel: int
+    channel: socket.socket
 
     def admit(self, what: Admission) -> None:
         """Give it its plan, and copies of the descriptors that are granted.
 
+        One that does not take them is waited for by :func:`sandbox.watch.wait`, which keeps the
+        cell's time.
+
         Raises:
-            JailError: If the limits of its control group cannot be set.
+            JailError: If the limits of its control group cannot be set, or there is no room for
+                the descriptors on their way.
         """
         cgroup = self.child.cgroup
         if cgroup is not None:
@@ -54,8 +59,12 @@ class Waiting(NamedTuple):
                 cgroup.limit(*_bounds(what.plan.limits))
             except OSError as error:
                 raise _refused("cgroup", error, "limits") from error
-        with suppress(OSError):  # it has ended, and says why on its line
+        try:
             admission.admit(self.channel, what)
+        except (BrokenPipeError, ConnectionResetError, TimeoutError):
+            pass  # it has ended, and says why on its line; or it is stopped
+        except OSError as error:
+            raise _refused("admission", error, "sendmsg") from error
 
     def get_ready(self) -> bool:
         """Wait until it has come as far as it can without a plan.
@@ -63,7 +72,7 @@ class Waiting(NamedTuple):
         Returns:
             Whether it has, and did not fail before.
         """
-        return watch.first_word(self.child) == watch.READY
+        return watch.first_word(self.child, _PATIENCE) == watch.READY
 
     def is_alive(self) -> bool:
         """Tell whether one that was ready still waits."""
@@ -74,7 +83,7 @@ class Waiting(NamedTuple):
 
     def give_up(self) -> JailError | None:
         """End it, and return what it said of a failure, if it said so."""
-        os.close(self.channel)
+        self.channel.close()
         said = watch.last_word(self.child)
         self.child.kill()
         if self.child.cgroup is not None:
@@ -99,34 +108,37 @@ def make(zygote: Zygote, kind: Order, ids: Ids, limits: Limits, *, grouped: bool
         cgroup = cgroups.Cgroup.create(*_bounds(limits)) if grouped else None
     except OSError as error:
         raise _refused("cgroup", error, "mkdir") from error
-    ends: list[int] = []
+    ends: list[socket.socket] = []
     try:
         try:
             for form in (socket.SOCK_SEQPACKET, socket.SOCK_STREAM):
-                ends += (end.detach() for end in socket.socketpair(socket.AF_UNIX, form))
+                ends += socket.socketpair(socket.AF_UNIX, form)
         except OSError as error:
             raise _refused("lifeline", error, "socketpair") from error
         line, its_line, channel, its_channel = ends
-        pid, pidfd = zygote.clone(kind, its_line, its_channel, cgroup)
-    except JailError:
+        pid, pidfd = zygote.clone(kind, its_line.fileno(), its_channel.fileno(), cgroup)
+    except BaseException:
         for end in ends:
-            os.close(end)
+            end.close()
         if cgroup is not None:
             cgroup.remove()
         raise
-    os.close(its_line)
-    os.close(its_channel)
-    made = Waiting(kind, ids, watch.Child(pid, pidfd, line, cgroup), channel)
+    its_line.close()
+    its_channel.close()
+    made = Waiting(kind, ids, watch.Child(pid, pidfd, line.detach(), cgroup), channel)
     try:
         process = namespaces.proc_directory(pidfd)
         if kind.isolation == "full":
             namespaces.write_id_maps(process, *ids)
         session.prefer_as_oom_victim(process)
-        lifeline.let_go(line)
+        lifeline.let_go(made.child.line)
     except OSError as error:
         # It may have failed before that, and then this is only what came of it.
         said = made.give_up()
         raise said or _refused("id maps", error, "lifeline") from error
+    except BaseException:
+        made.give_up()
+        raise
     return made
 
 

@@ -58,12 +58,21 @@ class Child(NamedTuple):
         return status, usage
 
 
-def first_word(child: Child) -> bytes:
-    """Wait for the first message of a jailed process; empty if it ended without one."""
+def first_word(child: Child, patience: float) -> bytes:
+    """Wait for the first message of a jailed process.
+
+    Args:
+        child: The process.
+        patience: Seconds.
+
+    Returns:
+        The message; empty if the process ended without one, or does not say any.
+    """
     poller = select.poll()
     for source in (child.line, child.pidfd):
         poller.register(source, select.POLLIN)
-    return _read(child.line) if child.line in dict(poller.poll()) else b""
+    ready = dict(poller.poll(int(patience * 1000)))
+    return _read(child.line) if child.line in ready else b""
 
 
 def last_word(child: Child) -> JailError | None:

@@ -49,6 +49,8 @@ _NUMBER = 4
 _FDS_AT_ONCE = 253
 # Both sides are ww's own; the bound keeps a broken one from taking the other's memory with it.
 MAX_PAYLOAD = 64 << 20
+# As many as a cell can have numbers, with its bytes and the connection for content.
+MAX_FDS = 65536 + 2
 
 
 def send(channel: socket.socket, payload: bytes, fds: Sequence[int] = ()) -> None:
@@ -89,6 +91,8 @@ def receive(channel: socket.socket) -> tuple[bytes, list[int]] | None:
     size, count = _read_numbers(header)
     if size > MAX_PAYLOAD:
         raise ValueError(f"message of {size} bytes, more than {MAX_PAYLOAD}")
+    if count > MAX_FDS:
+        raise ValueError(f"message with {count} descriptors, more than {MAX_FDS}")
     payload = _receive_bytes(channel, size)
     fds: list[int] = []
     try:

@@ -25,7 +25,6 @@ from sandbox import (
     seccomp,
     syscalls,
     watch,
-    wire,
 )
 from sandbox.errors import JailError
 from sandbox.inside import Inside
@@ -33,6 +32,10 @@ from sandbox.jail import Jail
 from sandbox.order import ORDINARY, Order
 from sandbox.outcome import Outcome
 
+# Bytes of an order, or of an answer, which may have the text of an error in it.
+_MOST_ANSWER = 1 << 16
+# The two ends, and what puts a process into its control groups.
+_MOST_FDS = 4
 # What the process says first.
 _READY = b"ready"
 # What ps(1) shows of a jail that has no cell yet.
@@ -84,21 +87,23 @@ class Zygote:
         Raises:
             OSError: As fork(2) says.
             JailError: If it cannot get ready.
+            RuntimeError: If this process has more than one thread.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        if len(os.listdir("/proc/self/task")) != 1:
+            raise RuntimeError("the spawner has more than one thread already")
+        # Packets: one that cannot be sent whole is not sent at all.
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
             ours.close()
             _be_zygote(theirs, host, quiet=quiet)
         theirs.close()
         made = cls(pid, ours)
-        first = wire.receive(ours)
-        if first is None or first[0] != _READY:
-            made.end()
-            if first is None:
-                raise _gone()
-            outcome = Outcome.decode(first[0])
-            raise JailError(outcome.step, outcome.what, outcome.code)
+        first = _receive(ours)
+        if first != _READY:
+            made.kill()
+            made.wait()
+            raise _failure(first)
         return made
 
     def clone(
@@ -125,29 +130,49 @@ class Zygote:
         elif cgroup is not None:
             fds += cgroup.joins
         payload = (b"into " if into is not None else b"") + kind.encode()
+        with self._turn:
+            try:
+                socket.send_fds(self._channel, [payload], fds)
+            except (BrokenPipeError, ConnectionResetError) as error:
+                raise _failure(b"") from error
+            except OSError as error:
+                what = f"sendmsg: {error.strerror}"
+                raise JailError("spawner", what, error.errno or 0) from error
+            answer = _receive(self._channel)
+        if not answer.isdigit():
+            raise _failure(answer)
+        pid = int(answer)
         try:
-            with self._turn:
-                wire.send(self._channel, payload, fds)
-                answer = wire.receive(self._channel)
-        except (OSError, EOFError) as error:
-            raise _gone() from error
-        if answer is None:
-            raise _gone()
-        text, pidfds = answer
-        if not pidfds:
-            outcome = Outcome.decode(text)
-            raise JailError(outcome.step, outcome.what, outcome.code)
-        return int(text), pidfds[0]
+            # It is our child, and nobody has waited for it: the number is its own.
+            return pid, os.pidfd_open(pid)
+        except OSError as error:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise JailError("spawner", f"pidfd_open: {error.strerror}", error.errno or 0) from error
 
-    def end(self) -> None:
-        """End the process, and wait until it is gone. No jail is made after that."""
-        self._channel.close()
+    def kill(self) -> None:
+        """End the process, even one that somebody stopped. No jail is made after that."""
         os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Wait until it is gone, which it was told to be."""
         os.waitpid(self.pid, 0)
 
 
-def _gone() -> JailError:
-    return JailError("spawner", "the process that jails are cloned from has ended")
+def _receive(channel: socket.socket) -> bytes:
+    """Receive a packet; empty if there is nobody any more who could send one."""
+    try:
+        return channel.recv(_MOST_ANSWER)
+    except ConnectionResetError:
+        return b""
+
+
+def _failure(answer: bytes) -> JailError:
+    """Return what an answer says that is not the one that was hoped for."""
+    if not answer:
+        return JailError("spawner", "the process that jails are cloned from has ended")
+    outcome = Outcome.decode(answer)
+    return JailError(outcome.step, outcome.what, outcome.code)
 
 
 def _be_zygote(channel: socket.socket, host: Host, *, quiet: bool) -> NoReturn:
@@ -157,25 +182,24 @@ def _be_zygote(channel: socket.socket, host: Host, *, quiet: bool) -> NoReturn:
             _leave_spawner(channel.fileno(), quiet=quiet)
         except OSError as error:
             what = f"{error.filename or 'the process that jails are cloned from'}: {error.strerror}"
-            wire.send(channel, Outcome("jail", error.errno or 0, what, "lifeline").encode())
+            channel.send(Outcome("jail", error.errno or 0, what, "lifeline").encode())
             os._exit(1)
-        wire.send(channel, _READY)
+        channel.send(_READY)
         # Most cells need these, so they are made while nobody waits. What fails here fails again
         # for the first of them, who is told.
         with suppress(Exception):
             _load(ORDINARY._replace(profiles=ORDINARY.profiles[:2], ahead=False), host)
         # Objects made so far are never collected, so a collection in a child copies none of theirs.
         gc.freeze()
-        while (order := wire.receive(channel)) is not None:
-            payload, fds = order
+        while True:
+            order, fds, _, _ = socket.recv_fds(channel, _MOST_ANSWER, _MOST_FDS)
+            if not order:
+                break
             try:
-                answer, pidfds = _answer(payload, fds, host)
-                wire.send(channel, answer, pidfds)
+                channel.send(_answer(order, fds, host, channel))
             finally:
                 for fd in fds:
                     os.close(fd)
-            for fd in pidfds:
-                os.close(fd)
     finally:
         os._exit(0)
 
@@ -185,7 +209,6 @@ def _leave_spawner(channel: int, *, quiet: bool) -> None:
 
     Raises:
         OSError: If any of it fails.
-        RuntimeError: If this process has more than one thread.
     """
     _be_called("zygote")
     os.setsid()  # a terminal's signals are for the spawner, which ends its cells itself
@@ -193,8 +216,6 @@ def _leave_spawner(channel: int, *, quiet: bool) -> None:
     if quiet:
         os.dup2(0, 2)
     descriptors.close_all_but({0, 1, 2, channel})
-    if len(os.listdir("/proc/self/task")) != 1:
-        raise RuntimeError("it has more than one thread")
 
 
 def _be_called(name: str) -> None:
@@ -203,12 +224,12 @@ def _be_called(name: str) -> None:
         prctl.set_name(name)
 
 
-def _answer(payload: bytes, fds: Sequence[int], host: Host) -> tuple[bytes, list[int]]:
-    """Do what an order says, and return what there is to say of it."""
-    kind = Order.decode(payload.removeprefix(b"into "))
-    line, channel, *groups = fds
-    into = groups.pop() if payload.startswith(b"into ") else None
+def _answer(order: bytes, fds: Sequence[int], host: Host, channel: socket.socket) -> bytes:
+    """Do what an order says, and return what there is to say of it: a pid, or a failure."""
     try:
+        kind = Order.decode(order.removeprefix(b"into "))
+        line, connection, *groups = fds
+        into = groups.pop() if order.startswith(b"into ") else None
         _load(kind, host)
         try:
             flags = namespaces.flags(kind.isolation)
@@ -217,14 +238,17 @@ def _answer(payload: bytes, fds: Sequence[int], host: Host) -> tuple[bytes, list
             what = f"clone3: {error.strerror}"
             raise JailError("namespaces", what, error.errno or 0) from error
         if pid == 0:
-            _be_jailed(kind, host, line, channel, groups)
+            # First of all: as long as a jail has it, the spawner cannot see that its zygote ended.
+            channel.close()
+            _be_jailed(kind, host, line, connection, groups)
+        os.close(pidfd)
     except JailError as error:
-        return Outcome("jail", error.errno, error.what, error.step).encode(), []
+        return Outcome("jail", error.errno, error.what, error.step).encode()
     except Exception as error:
         what = f"{getattr(error, 'filename', None) or type(error).__name__}: "
         what += str(getattr(error, "strerror", None) or error)
-        return Outcome("jail", getattr(error, "errno", None) or 0, what, "spawner").encode(), []
-    return str(pid).encode(), [pidfd]
+        return Outcome("jail", getattr(error, "errno", None) or 0, what, "spawner").encode()
+    return str(pid).encode()
 
 
 def _load(kind: Order, host: Host) -> None:

@@ -168,6 +168,10 @@ class Sandbox:
         self.close()
 
 
+# 32 bits, of which the last number means that there is none.
+_MOST_ID = (1 << 32) - 2
+
+
 def _house(
     uid: int | None, gid: int | None, isolation: Isolation, required: Iterable[str]
 ) -> House:
@@ -186,8 +190,8 @@ def _house(
         for word in words:
             if word not in legal:
                 raise ValueError(f"{word!r} is none of {', '.join(legal)}")
-    if uid == 0:
-        raise ValueError("cells never run as the host's root: give another uid")
+    if not 0 < uid <= _MOST_ID or not (0 if own else 1) <= gid <= _MOST_ID:
+        raise ValueError("cells never run as the host's root: give another uid or gid")
     return House(uid, gid, isolation, features)
 
 

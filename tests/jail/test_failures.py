@@ -38,6 +38,7 @@ CHILD_STEPS = {
     "limits.apply": "limits",
     "limits.ceilings": "limits",
     "code.freeze": "code",
+    "code.verify": "code",
     "privileges.drop_bounding_set": "privileges",
     "privileges.drop_all": "privileges",
     "lifeline.tie": "lifeline",
