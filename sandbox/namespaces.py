@@ -9,6 +9,8 @@ from sandbox.policy import Isolation
 # The cell's user and group id inside: the kernel's overflow id (/proc/sys/kernel/overflowuid),
 # which carries no meaning. There is no id 0 inside, so nothing there can be root.
 CELL_ID = 65534
+# 32 bits, of which the last number means that there is none (user_namespaces(7)).
+_MOST_ID = (1 << 32) - 2
 
 _ALWAYS = (
     syscalls.CLONE_NEWUSER
@@ -68,6 +70,9 @@ def write_id_maps(process: str, uid: int, gid: int) -> None:
     Raises:
         OSError: EPERM or EACCES where a security module restricts user namespaces.
     """
+    if not 0 < uid <= _MOST_ID or not 0 <= gid <= _MOST_ID:
+        # The kernel would drop what is above 32 bits, and what is left could be root.
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), "/proc/PID/uid_map")
     for name, text in (
         ("setgroups", "deny"),
         ("uid_map", f"{CELL_ID} {uid} 1"),

@@ -61,9 +61,9 @@ def plan_preopens(
         if request.guest is not None
     ]
     if scratch:
-        found.append((TMP, None, "the writable /tmp of its scratch space"))
+        found.append((TMP, None, "the writable /tmp of its scratch space (--scratch)"))
     if content:
-        found.append((content, None, "the content that is served"))
+        found.append((content, None, "the content that is served (--with-ipfs)"))
     link = next((request for request in requests if request.pathlink), None)
     if link is not None:
         what = f"the directory that holds the pathlink '{link.name}' of {link.origin}"
@@ -104,7 +104,7 @@ def _check_paths(requests: Iterable[GrantRequest], preopens: Sequence[Preopen]) 
             raise GrantError(
                 origin,
                 f"'{preopen.name}' cannot be at '{preopen.guest}': there is {first.what}",
-                hint="give one of them another path",
+                hint="give one of them another path, as in --dir HOST:GUEST",
                 usage=True,
             )
     for request in requests:

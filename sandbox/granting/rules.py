@@ -140,7 +140,7 @@ def assign_targets(
     own = HEADROOM + len(preopened)
     if len(requests) + own > limit:
         raise GrantError(
-            requests[-1].origin,
+            requests[-1].origin if requests else "grants",
             f"{len(requests)} grants are too many: ww may have {limit} descriptors open, and needs"
             f" {own} itself",
             hint="grant fewer, or raise the hard limit on open files (ulimit -Hn)",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import Grant, Limits, Outcome, Plan, Spawner, client
+from sandbox import Grant, Limits, Outcome, Plan, Spawner, SpawnerError, client
 from tests.conftest import EXAMPLES, BuildFunction
 from tests.jail.inside import JAIL, name_of, zygote_of
 from tests.probes.variant import BEGIN
@@ -186,6 +186,66 @@ def test_limits_that_are_known_late_hold_all_the_same(tmp_path: Path, limits: Li
         fill(started)
         outcome, said = run(started, plan_for(code, limits=limits), code)
     assert (outcome.kind, said[:5]) == ("exit", b"Hello")
+
+
+@pytest.mark.parametrize("number", [0, -1, (1 << 32) - 1, 1 << 32, 1 << 33, 1 << 64])
+def test_no_cell_runs_as_an_id_that_the_kernel_takes_for_roots(tmp_path: Path, number: int) -> None:
+    # Of a number the kernel takes the lower 32 bits.
+    code = HELLO.read_bytes()
+    with spawner(tmp_path, jails=0) as started:
+        plans = [plan_for(code)._replace(uid=number), plan_for(code)._replace(gid=number)]
+        # An ordinary user's group may be that one.
+        for plan in plans[:1] if number == 0 and os.geteuid() else plans:
+            outcome, said = run(started, plan, code)
+            assert (outcome.kind, outcome.step, said) == ("jail", "id maps", b"")
+
+
+def test_a_stopped_jail_does_not_suspend_the_time_limit(tmp_path: Path) -> None:
+    code = HELLO.read_bytes()
+    with spawner(tmp_path, jails=1) as started:
+        run(started, plan_for(code), code)
+        (jail,) = fill(started, 1)
+        os.kill(jail, signal.SIGSTOP)
+        # More than its connection holds.
+        plan = plan_for(code, *["x" * (1 << 16)] * 32, limits=LIMITS._replace(wall=1.0))
+        outcome, _ = run(started, plan, code)
+    assert (outcome.kind, outcome.limit) == ("limit", "wall")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_zygote_that_does_not_answer_keeps_nobody_waiting_for_ever(
+    tmp_path: Path, number: int
+) -> None:
+    code = HELLO.read_bytes()
+    with spawner(tmp_path, jails=0) as started:
+        run(started, plan_for(code), code)
+        os.kill(zygote_of(started.pid), number)
+        begun = time.monotonic()
+    # It was stopped in the middle of nothing, and the spawner ends by itself or is killed.
+    assert time.monotonic() - begun < PATIENCE
+    assert not os.path.exists(f"/proc/{started.pid}/exe")
+
+
+# As if a clone came to be, and the zygote to its end before it could tell.
+DYING = """
+import os, signal
+from sandbox import zygote
+clone = zygote.syscalls.fork_into
+def dying(*args, **options):
+    pid, pidfd = clone(*args, **options)
+    if pid:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return pid, pidfd
+zygote.syscalls.fork_into = dying
+"""
+
+
+def test_a_zygote_that_dies_over_a_clone_ends_the_spawner_and_the_clone(tmp_path: Path) -> None:
+    code = HELLO.read_bytes()
+    with spawner(tmp_path, DYING, jails=0) as started:
+        with pytest.raises(SpawnerError):
+            run(started, plan_for(code), code)
+        until(lambda: not os.path.exists(f"/proc/{started.pid}/exe"))
 
 
 REFUSED = """

@@ -195,11 +195,13 @@ def greeting(path: Path) -> bytes:
 @contextmanager
 def as_other() -> Iterator[None]:
     """Be another user, as far as a socket tells its peer."""
+    os.setegid(ORDINARY_ID)
     os.seteuid(ORDINARY_ID)
     try:
         yield
     finally:
         os.seteuid(0)
+        os.setegid(0)
 
 
 @needs_root
