@@ -77,6 +77,7 @@ class Lane:
                     _close_all(fds)
                 wire.send(self._channel, outcome.encode())
                 self._clear_up()
+                self._ready.rest()
         except (BrokenPipeError, ConnectionResetError, EOFError):
             pass  # the runner is gone, and its cell went with it
         except ValueError:

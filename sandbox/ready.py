@@ -6,6 +6,7 @@ made in its place while there is nothing better to do.
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -15,6 +16,9 @@ from sandbox.waiting import Ids, Waiting
 # Seconds after a failure until the next attempt: a machine that refuses one now may do so always,
 # and a cell that finds none has one made, and hears why that fails.
 _PAUSE = 5.0
+# Seconds for which nothing has begun or ended before another is made: what is made meanwhile takes
+# processors from cells, and from who waits for them.
+_QUIET = 0.005
 
 
 class ReadyJails:
@@ -33,7 +37,8 @@ class ReadyJails:
         own = Ids(os.geteuid(), os.getegid())
         self._ids = own if own.uid else Ids(_NOBODY, _NOBODY)
         self._jails: list[Waiting] = []
-        self._busy = 0
+        self._starting = 0
+        self._last = 0.0
         self._over = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._fill, daemon=True)
@@ -52,7 +57,6 @@ class ReadyJails:
                 if self._over or not self._jails or not self._jails[0].kind.serves(kind):
                     return None
                 jail = self._jails.pop(0)
-                self._changed.notify()
             if jail.is_alive():
                 return jail
             jail.give_up()
@@ -61,13 +65,23 @@ class ReadyJails:
     def begin(self) -> None:
         """Note that a cell is about to start."""
         with self._changed:
-            self._busy += 1
+            self._starting += 1
+            self._last = time.monotonic()
 
     def end(self) -> None:
         """Note that a cell has started, or come to its end before that."""
         with self._changed:
-            self._busy -= 1
-            self._changed.notify()
+            self._starting -= 1
+            self._last = time.monotonic()
+            if len(self._jails) < self._most:
+                self._changed.notify()
+
+    def rest(self) -> None:
+        """Note that a cell has ended, and that for a moment there may be nothing to do."""
+        with self._changed:
+            self._last = time.monotonic()
+            if len(self._jails) < self._most:
+                self._changed.notify()
 
     def close(self) -> None:
         """End all that wait, and make no more."""
@@ -103,15 +117,20 @@ class ReadyJails:
     def _wait_for_room(self) -> bool:
         """Wait until another jail is wanted and there is time for it; false if it is all over."""
         processors = os.cpu_count() or 1
-
-        def wanted() -> bool:
-            if self._over:
-                return True
-            return len(self._jails) < self._most and self._busy < processors
-
         with self._changed:
-            self._changed.wait_for(wanted)
-            return not self._over
+            while not self._over:
+                quiet = time.monotonic() - self._last
+                if len(self._jails) >= self._most:
+                    self._changed.wait()
+                elif not self._jails and self._starting < processors:
+                    return True  # nobody can be served any more, so it is not too soon
+                elif self._starting:
+                    self._changed.wait()
+                elif quiet < _QUIET:
+                    self._changed.wait(_QUIET - quiet)
+                else:
+                    return True
+        return False
 
 
 # As :data:`runner.commands.run` has it: the kernel's overflow id.
