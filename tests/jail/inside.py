@@ -96,14 +96,22 @@ def name_of(pid: int) -> str:
 ZYGOTE = "zygote"
 # One that has not come so far as to be a cell's: it waits for its plan, or is being set up.
 JAIL = "jail"
-# And a jail that has no cell yet.
-JAIL = "jail"
 
 
 def zygote_of(spawner: int) -> int:
     """The process that a spawner's jails are cloned from."""
-    (found,) = (pid for pid in _children(spawner) if name_of(pid) == ZYGOTE)
-    return found
+    # It is the first child. A clone has its name until it gives itself another.
+    found = [pid for pid in _children(spawner) if name_of(pid) == ZYGOTE]
+    return min(found, key=_began)
+
+
+def _began(pid: int) -> int:
+    """When a process began, in ticks; of one that is gone already, never."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 1 << 63
+    return int(text[text.rindex(")") + 2 :].split()[19])
 
 
 def below(ww_pid: int, timeout: float = 30) -> tuple[int, int]:
