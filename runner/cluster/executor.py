@@ -16,7 +16,16 @@ from distributed import Client, KilledWorker
 from distributed.client import FutureCancelledError
 from distributed.scheduler import NoValidWorkerError, NoWorkerError
 
-from runner.cluster.job import MAX_BYTES, Answer, ClusterError, ClusterResult, Job
+from runner.cluster.job import (
+    MAX_BYTES,
+    Answer,
+    ClusterError,
+    ClusterResult,
+    Job,
+    check_args,
+    check_grants,
+    check_options,
+)
 from runner.cluster.job import Options as Travelling
 from runner.cluster.worker import run_job
 from runner.errors import EXIT_USAGE, WwError
@@ -156,7 +165,8 @@ class ClusterExecutor:
             args: Its arguments, after its name.
             grants: What it is granted. The source of each is bytes, or a file to read here and now.
                 What is granted with the mode ``w`` or ``rw`` must be bytes; what the cell has made
-                of them is in :attr:`ClusterResult.files`.
+                of them is in :attr:`ClusterResult.files`. ``move`` does nothing: no descriptor of
+                this machine is granted, so there is none to give away.
             **options: As of :class:`sandbox.Options`. ``stdin`` is bytes or a file, likewise.
 
         Returns:
@@ -164,16 +174,18 @@ class ClusterExecutor:
 
         Raises:
             WwError: The cell has no address, or a malformed one (code EXIT_USAGE).
-            GrantError: A grant cannot travel.
-            ValueError: There are more bytes than :data:`runner.cluster.job.MAX_BYTES`.
+            GrantError: A grant cannot travel, or it does not keep the rules of grants.
+            TypeError: Something is not of its type, or there is no such option.
+            ValueError: There are more bytes than :data:`runner.cluster.job.MAX_BYTES`; or there is
+                no such network. What else cannot be, the future ends with.
             OSError: A file cannot be read.
             RuntimeError: The executor is closed.
             ClusterError: The client is closed.
         """
+        texts, offers = check_args(args), check_grants(grants)
+        check_options(options)
         address = self._address(cell)
-        job = Job(
-            address, tuple(args), tuple(_travelling(offer) for offer in grants), _packed(options)
-        )
+        job = Job(address, texts, tuple(map(_travelling, offers)), _packed(options))
         _check_size(job)
         future = ClusterFuture()
         with self._guard:
@@ -351,9 +363,17 @@ def _results(futures: list[ClusterFuture], end: float | None) -> Iterator[Cluste
         futures.reverse()
         while futures:
             # Not kept here: the caller may be the only one to hold a result.
-            yield futures.pop().result(None if end is None else end - monotonic())
+            yield _result(futures.pop(), end)
     finally:
         _cancel_all(futures)
+
+
+def _result(future: ClusterFuture, end: float | None) -> ClusterResult:
+    """Return a result that nobody else waits for: the cell is cancelled if it does not come."""
+    try:
+        return future.result(None if end is None else end - monotonic())
+    finally:
+        future.cancel()
 
 
 def _cancel_all(futures: Iterable[ClusterFuture]) -> None:
@@ -397,24 +417,29 @@ def _content(source: object, where: str) -> bytes:
     Raises:
         GrantError: It is a descriptor, or the path of something else than a file.
         OSError: The file cannot be read.
+        TypeError: It is no source at all.
     """
     if isinstance(source, bytes):
         return source
     if not isinstance(source, str | os.PathLike):
+        number = isinstance(source, int) and not isinstance(source, bool)
+        if not number and not hasattr(source, "fileno"):
+            kind = type(source).__name__
+            raise TypeError(f"{where} has to be bytes or a path, and not of type {kind}")
         raise GrantError(
             where,
             "a descriptor means nothing on another machine",
             hint="grant bytes, or the path of a file",
         )
     # Not blocking: a FIFO in the file's place must not make the submitter wait for a writer.
-    number = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
-        if not stat.S_ISREG(os.fstat(number).st_mode):
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise GrantError(where, f"{os.fspath(source)} is not a regular file")
-        with open(number, "rb", closefd=False) as file:
+        with open(fd, "rb", closefd=False) as file:
             return file.read(MAX_BYTES + 1)  # one byte too many is refused, like any number of them
     finally:
-        os.close(number)
+        os.close(fd)
 
 
 def _packed(options: Options) -> Travelling:

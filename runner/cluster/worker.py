@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from io import FileIO
 from typing import TYPE_CHECKING
 
 import distributed
@@ -156,6 +157,17 @@ class Cells(WorkerPlugin):
             if run.stopped:
                 raise Reschedule from None
             return Answer(error, self._address)
+        except (TypeError, AttributeError) as error:
+            if run.stopped:
+                raise Reschedule from None
+            # Not what the submitter's side of this release would have let through.
+            text = " ".join(str(error).split())
+            found = ClusterError(
+                job.address,
+                f"the worker cannot make a run of this job: {type(error).__name__}: {text}",
+                hint="have the same release of wetware on all machines; if it is, report this",
+            )
+            return Answer(found, self._address)
         finally:
             with self._guard:
                 del self._runs[key]
@@ -173,12 +185,13 @@ class Cells(WorkerPlugin):
     def _run(self, run: "_Run", job: Job) -> ClusterResult:
         cell = self._cells.get(job.address, run)
         with ExitStack() as stack:
-            files: dict[str, int] = {}
+            files: dict[str, FileIO] = {}
             offers = []
             for offer in job.grants:
                 if offer.mode in _WRITABLE:
-                    files[offer.name] = memory = stack.enter_context(_memory(offer.source))
-                    offers.append(offer._replace(source=memory))
+                    files[offer.name] = file = stack.enter_context(_memory(offer.source))
+                    # Not given away, whatever was asked for: it is to be read afterwards.
+                    offers.append(offer._replace(source=file, move=False))
                 else:
                     offers.append(offer)
             executor = self._started()
@@ -188,7 +201,7 @@ class Cells(WorkerPlugin):
                 result.outcome,
                 result.stdout,
                 result.stderr,
-                {name: _read(memory, name, most) for name, memory in files.items()},
+                {name: _read(file, name, most) for name, file in files.items()},
                 self._address,
             )
 
@@ -291,29 +304,28 @@ def _fetch(address: str, run: _Run) -> Cell:
     from runner.content.sources import open_content
 
     options = FetchOptions()
-    memory = os.memfd_create("cell", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
+    number = os.memfd_create("cell", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with open(number, "wb", buffering=0) as memory:
         with open_content(os.environ, options, address=address, quiet=True) as blocks:
             blocks.pulse = run.check
             blocks.prepare(parse_path(address))
-            resolve_file(blocks, address, max_size=options.max_size).copy_to(memory)
+            resolve_file(blocks, address, max_size=options.max_size).copy_to(number)
         fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
-        return Cell.load(memory, address)
-    finally:
-        os.close(memory)
+        return Cell.load(number, address)
 
 
 @contextmanager
-def _memory(content: object) -> Iterator[int]:
-    """A memory file that a cell may write to, and what is in it before."""
-    memory = os.memfd_create("grant", os.MFD_CLOEXEC)
-    try:
-        with open(memory, "wb", closefd=False) as file:
-            file.write(content)  # type: ignore[arg-type]
-        os.lseek(memory, 0, os.SEEK_SET)
+def _memory(content: object) -> Iterator[FileIO]:
+    """A memory file that a cell may write to, and what is in it before.
+
+    As an object it is closed once. A number that somebody else has closed is another thread's.
+    """
+    with open(os.memfd_create("grant", os.MFD_CLOEXEC), "w+b", buffering=0) as memory:
+        view = memoryview(content)  # type: ignore[arg-type]
+        while view:
+            view = view[memory.write(view) :]
+        memory.seek(0)
         yield memory
-    finally:
-        os.close(memory)
 
 
 def _most_bytes(job: Job) -> int:
@@ -327,19 +339,18 @@ def _most_bytes(job: Job) -> int:
     return brought + (MAX_BYTES if output is None else output)
 
 
-def _read(memory: int, name: str, most: int) -> bytes:
+def _read(memory: FileIO, name: str, most: int) -> bytes:
     """Return what is in a memory file.
 
     Raises:
         ClusterError: It is longer than anything that was written to it: the cell has only said so.
     """
-    size = os.fstat(memory).st_size
+    size = os.fstat(memory.fileno()).st_size
     if size > most:
         raise ClusterError(
             f"grant {name}",
             f"the cell has made it a file of {size} bytes, and {most} may travel back",
             hint="raise limits.output",
         )
-    os.lseek(memory, 0, os.SEEK_SET)
-    with open(memory, "rb", closefd=False) as file:
-        return file.read()
+    memory.seek(0)
+    return memory.readall()

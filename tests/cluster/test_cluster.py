@@ -162,6 +162,83 @@ def test_what_means_something_on_this_machine_only_is_refused(
         cluster.submit(shelf.hello, grants=[grant("a", tmp_path / "none")])
 
 
+def test_a_grant_that_is_moved_comes_back_as_any_other(
+    cluster: ClusterExecutor, shelf: Shelf
+) -> None:
+    grants = [grant("input", b"moved", move=True), grant("output", b"", mode="w", move=True)]
+    assert done(cluster, shelf.cat, grants=grants).files == {"output": b"moved"}
+
+
+WRONG_TYPES = {
+    "args-is-text": ({"args": "abc"}, "write \\[text\\]"),
+    "args-are-bytes": ({"args": b"abc"}, "an argument has to be of type str, and not int"),
+    "arg-is-int": ({"args": ["a", 1]}, "an argument has to be of type str, and not int"),
+    "grant-is-text": ({"grants": ["a"]}, "a grant has to be of type Offer, and not str"),
+    "grant-of-none": ({"grants": [grant("a", None)]}, "and not of type NoneType"),  # type: ignore[arg-type]
+    "grants-are-one": ({"grants": grant("a", b"")}, "write \\[offer\\]"),
+    "env-value-is-int": ({"env": {"a": 1}}, "the variable a has to be of type str, and not int"),
+    "env-key-is-bytes": ({"env": {b"a": "1"}}, "the name of a variable"),
+    "env-is-list": ({"env": ["a=1"]}, "env has to be a mapping"),
+    "limits-is-int": ({"limits": 5}, "limits has to be of type Limits, and not int"),
+    "limits-is-none": ({"limits": None}, "limits has to be of type Limits, and not NoneType"),
+    "network-is-none": ({"network": None}, "network has to be of type str"),
+    "invoke-is-bytes": ({"invoke": b"f"}, "invoke has to be of type str"),
+    "trap-is-int": ({"unknown_imports_trap": 1}, "has to be of type bool"),
+    "stdin-is-none": ({"stdin": None}, "stdin has to be bytes or a path, and not of type NoneType"),
+    "stdin-is-bytearray": ({"stdin": bytearray(b"x")}, "stdin has to be bytes or a path"),
+    "unknown-option": ({"colour": "red"}, "'colour' is not an option of a run"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_TYPES)
+def test_what_is_not_of_its_type_is_refused_before_it_travels(
+    cluster: ClusterExecutor, shelf: Shelf, case: str
+) -> None:
+    given, said = WRONG_TYPES[case]
+    with pytest.raises(TypeError, match=said):
+        cluster.submit(shelf.hello, **given)  # type: ignore[arg-type]
+
+
+def test_grants_that_do_not_keep_the_rules_are_refused_before_they_travel(
+    cluster: ClusterExecutor, shelf: Shelf
+) -> None:
+    for grants in (
+        [grant("n" * 300, b"bytes")],
+        [grant("n" * 300, b"bytes", mode="rw")],
+        [grant("", b"")],
+        [grant("a-b", b""), grant("a_b", b"")],
+        [grant("a", b"", target=70_000)],
+        [grant("a", b"", target=9), grant("b", b"", target=9)],
+        [grant("proc", b"", pathlink=True)],
+        [grant("a", b"", mode="rwx")],  # type: ignore[arg-type]
+        [grant("a", b"", mode=["r"])],  # type: ignore[arg-type]
+        [grant(5, b"")],  # type: ignore[arg-type]
+        [grant("a", b"", type=5)],  # type: ignore[arg-type]
+        [grant("a", b"", target="9")],  # type: ignore[arg-type]
+        [grant("a", b"", target=True)],
+        [grant("a", b"", move=1)],  # type: ignore[arg-type]
+    ):
+        with pytest.raises(GrantError) as caught:
+            cluster.submit(shelf.hello, grants=grants)
+        assert caught.value.usage
+    with pytest.raises(ValueError, match="network is 'all', and not one of none, loopback"):
+        cluster.submit(shelf.hello, network="all")  # type: ignore[arg-type]
+
+
+def test_values_that_only_the_sandbox_judges_come_back_as_its_errors(
+    cluster: ClusterExecutor, shelf: Shelf
+) -> None:
+    for given in (
+        {"args": ["\0"]},
+        {"env": {"WW_FDS": "x"}},
+        {"limits": Limits(cpu=-1)},
+        {"limits": Limits(memory="1")},  # type: ignore[arg-type]
+    ):
+        error = cluster.submit(shelf.hello, **given).exception(PATIENCE)
+        assert isinstance(error, ValueError)
+        assert error.__notes__[0].startswith("on the worker tcp://")
+
+
 def test_more_bytes_than_the_scheduler_is_to_keep_are_refused(
     cluster: ClusterExecutor, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +362,22 @@ def test_a_map_that_ends_early_cancels_the_rest(cluster: ClusterExecutor, shelf:
     assert next(results).exit_code == 3
     results.close()  # type: ignore[attr-defined]
     assert all(r.ok for r in cluster.map(shelf.busy, [["sleep", "10"]] * 8, timeout=PATIENCE))
+
+
+def test_a_map_that_times_out_leaves_nothing_that_its_executor_would_wait_for(
+    cluster: ClusterExecutor, shelf: Shelf
+) -> None:
+    other = ClusterExecutor(cluster.client)
+    try:
+        with pytest.raises(TimeoutError):
+            next(other.map(shelf.busy, [["spin"]], timeout=0.2))
+        closing = threading.Thread(target=other.shutdown, daemon=True)
+        closing.start()
+        closing.join(PATIENCE)
+        assert not closing.is_alive()
+    finally:
+        other.shutdown(kill=True)
+    wait_until(lambda: not any(jobs_of(cluster.client, n) for n in ("one", "two")), "it is killed")
 
 
 def test_many_threads_may_submit_and_each_result_comes_once(
