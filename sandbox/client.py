@@ -43,11 +43,16 @@ _TICK_MS = 200
 
 
 class Connection:
-    """A connection to a spawner, which runs one cell at a time; more run on others."""
+    """A connection to a spawner, which runs one cell at a time; more run on others.
+
+    It is of the process that made it. In one that was forked from that, it can only be closed,
+    which leaves the other process's as it is.
+    """
 
     def __init__(self, channel: socket.socket) -> None:
         """Take over a connected socket."""
         self._channel = channel
+        self._owner = os.getpid()
 
     def run(
         self,
@@ -71,8 +76,10 @@ class Connection:
                 to be.
 
         Raises:
-            SpawnerError: If the spawner ends before it tells how the cell ended.
+            SpawnerError: If the spawner ends before it tells how the cell ended; in a process that
+                was forked from the one that it is of.
         """
+        self._check_owner()
         running: list[int] = []
         server = None if content is None else _server(content, plan)
         sent = [cell, *sources]
@@ -119,8 +126,9 @@ class Connection:
             cell was compiled.
 
         Raises:
-            SpawnerError: If the spawner ends before it tells.
+            SpawnerError: If the spawner ends before it tells; as of :meth:`run`.
         """
+        self._check_owner()
         compiled = False
         try:
             wire.send(self._channel, wire.COMPILE + plan.encode(), [cell])
@@ -182,6 +190,9 @@ class Connection:
 
         From another thread than the one that runs the cell it ends that too: :meth:`run` raises.
         """
+        if self._owner != os.getpid():
+            self._channel.close()
+            return
         with suppress(OSError):
             self._channel.shutdown(socket.SHUT_WR)
             gone = select.poll()
@@ -190,6 +201,14 @@ class Connection:
             # One that somebody has stopped does not answer; a thread that waits for it goes on.
             self._channel.shutdown(socket.SHUT_RDWR)
         self._channel.close()
+
+    def _check_owner(self) -> None:
+        """Hold that this process is the one that it is of."""
+        if self._owner != os.getpid():
+            raise SpawnerError(
+                f"the spawner is process {self._owner}'s, which this one was forked from: start"
+                " one here"
+            )
 
 
 class Spawner(Connection):
@@ -204,6 +223,7 @@ class Spawner(Connection):
         self.pid = pid
         self._door = door
         self._process = os.pidfd_open(pid)
+        self._owner = os.getpid()
         super().__init__(self._enter())
 
     @classmethod
@@ -257,12 +277,13 @@ class Spawner(Connection):
         """Make another connection, for a cell beside those that run; from any thread.
 
         Raises:
-            SpawnerError: If the spawner has ended.
+            SpawnerError: If the spawner has ended; as of :meth:`run`.
         """
         return Connection(self._enter())
 
     def _enter(self) -> socket.socket:
         """Hand one end of a new connection in at the spawner's door, and return the other."""
+        self._check_owner()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             wire.hand_in(self._door, theirs.fileno())
@@ -277,6 +298,9 @@ class Spawner(Connection):
         """End the spawner and whatever it still runs, and wait until all of it is gone."""
         self._channel.close()
         self._door.close()
+        if self._owner != os.getpid():
+            os.close(self._process)
+            return
         killed = True
         try:
             # One that somebody stopped would never see that.

@@ -38,8 +38,11 @@ def _text(value: Value) -> str:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
+    # What is derived from them may be written otherwise, as an enumeration is.
+    if isinstance(value, int):
+        return int.__repr__(value)
+    if isinstance(value, float):
+        return float.__repr__(value)
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_text, value))}]"
     raise TypeError(f"{type(value).__name__} is not a plain value")

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable
 from typing import Self, Unpack
 
+from sandbox.errors import CellKilled
 from sandbox.home import CACHE_SIZE
 from sandbox.library.cell import CellSource
 from sandbox.library.executor import CellExecutor
@@ -81,14 +82,24 @@ class AsyncSandbox:
     ) -> Result:
         """Run a cell and wait for its end, as :meth:`sandbox.Sandbox.run`.
 
-        When this raises :class:`asyncio.CancelledError`, the cell does not run any more, or never
-        did.
+        When this raises :class:`asyncio.CancelledError`, which it does only if its task was
+        cancelled, the cell does not run any more, or never did.
+
+        Raises:
+            CellKilled: Also if the sandbox was closed before the cell was started.
         """
+        task = asyncio.current_task()
+        cancelled_before = task.cancelling() if task is not None else 0
         future = self._executor.submit(cell, args, grants, **options)
         waiting = asyncio.wrap_future(future)
         try:
             return await asyncio.shield(waiting)
         except asyncio.CancelledError:
+            asked = task is None or task.cancelling() > cancelled_before
+            if waiting.cancelled() and not asked:
+                # Its task was not: a group of tasks would take that for nobody's failure.
+                what = "the sandbox was closed before it started"
+                raise CellKilled(future.name, what) from None
             if not future.done():
                 # In a thread: it waits until the process is gone.
                 killing = asyncio.get_running_loop().run_in_executor(None, future.kill)

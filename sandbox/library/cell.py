@@ -1,5 +1,6 @@
 """A cell's bytes, sealed and known by their digest, for any number of runs."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -7,6 +8,7 @@ import stat
 from typing import Final, Self, TypeAlias
 
 from sandbox.errors import CellRejected
+from sandbox.library.offer import MAX_FD
 from sandbox.plan import COMPONENT_MAGIC
 
 MAX_SIZE: Final = 256 << 20
@@ -56,6 +58,7 @@ class Cell:
             CellRejected: If it is too large, or no regular file.
             OSError: If it cannot be read.
             ValueError: If the name holds a NUL character, or is not valid UTF-8.
+            TypeError: If it is none of these.
         """
         if name is not None:
             if "\0" in name:
@@ -63,6 +66,8 @@ class Cell:
             name.encode()  # UnicodeEncodeError, a ValueError: WASI strings are UTF-8
         if isinstance(source, Cell):
             return cls(source.open(), source.name if name is None else name)
+        if isinstance(source, bool):
+            raise TypeError(f"{source!r} is no cell")
         if isinstance(source, int):
             called = _NAME if name is None else name
             return cls(_shared(source) or _copy_of_file(source, called), called)
@@ -150,6 +155,8 @@ def _shared(fd: int) -> int | None:
     Raises:
         OSError: EBADF if it is not open.
     """
+    if not 0 <= fd <= MAX_FD:
+        raise OSError(errno.EBADF, f"{os.strerror(errno.EBADF)}: {fd}")
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError as error:

@@ -23,12 +23,16 @@ class CellFuture(Future[Result]):
 
     As of every future, :meth:`cancel` keeps a cell from being started, and does nothing to one that
     runs. :meth:`kill` ends that too.
+
+    Attributes:
+        name: What the cell is called, for errors.
     """
 
     def __init__(self, run: Run) -> None:
         """Begin as one that waits; made by :meth:`CellExecutor.submit` only."""
         super().__init__()
         self._run = run
+        self.name = run.name
 
     def kill(self) -> bool:
         """End the cell, wherever it is on its way.
@@ -188,7 +192,7 @@ class CellExecutor(Executor):
 
         Raises:
             TypeError: If none of the three is given: nobody could tell how many runs there are.
-            ValueError: As :meth:`submit`.
+            ValueError: As :meth:`submit`; what was submitted before is cancelled then.
             TimeoutError: By the iterator, if a result is not there in time. What was not started
                 then is cancelled, and what runs goes on, as of every executor.
         """
@@ -200,11 +204,19 @@ class CellExecutor(Executor):
             repeat(options.get("stdin", b"")) if stdins is None else stdins,
             strict=False,
         )
-        futures = []
-        for each_args, each_grants, stdin in every:
-            each: Options = {**options, "stdin": stdin}
-            futures.append(self.submit(cell, each_args, each_grants, **each))
-        return _results(futures, timeout)
+        # From the call, and not from when the last is submitted.
+        deadline = None if timeout is None else time.monotonic() + timeout
+        futures: list[CellFuture] = []
+        try:
+            for each_args, each_grants, stdin in every:
+                each: Options = {**options, "stdin": stdin}
+                futures.append(self.submit(cell, each_args, each_grants, **each))
+        except BaseException:
+            # Nobody will ever ask for their results.
+            for future in futures:
+                future.cancel()
+            raise
+        return _results(futures, deadline)
 
     def shutdown(
         self, wait: bool = True, *, cancel_futures: bool = False, kill: bool = False
@@ -243,18 +255,34 @@ class CellExecutor(Executor):
             self._sandbox.close()
 
 
-def _results(futures: list[CellFuture], timeout: float | None) -> Iterator[Result]:
-    """Return the results in their order, and hold on to none."""
-    deadline = None if timeout is None else time.monotonic() + timeout
+def _results(futures: list[CellFuture], deadline: float | None) -> Iterator[Result]:
+    """Return the results in their order, and hold on to none.
+
+    Args:
+        futures: All of them; whatever is left when the iterator ends is cancelled.
+        deadline: Of :func:`time.monotonic`, or ``None``.
+    """
     futures.reverse()
 
     def produce() -> Iterator[Result]:
         try:
             while futures:
                 left = None if deadline is None else deadline - time.monotonic()
-                yield futures.pop().result(left)
+                yield _result_or_cancel(futures.pop(), left)
         finally:
             for future in futures:
                 future.cancel()
 
     return produce()
+
+
+def _result_or_cancel(future: CellFuture, timeout: float | None) -> Result:
+    """Return a result; one that is not waited for any longer is not to be started either."""
+    try:
+        try:
+            return future.result(timeout)
+        finally:
+            future.cancel()
+    finally:
+        # The traceback of its error holds this frame, which would hold it in turn.
+        del future

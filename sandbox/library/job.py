@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import os
-import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Final, NamedTuple, TypedDict
@@ -14,7 +13,8 @@ from sandbox.errors import GrantError
 from sandbox.granting import GrantRequest, PlannedGrant
 from sandbox.grants import LAST_STANDARD, Grant, Mode
 from sandbox.library.cell import Cell, CellSource
-from sandbox.library.offer import HasFileno, Offer, Source
+from sandbox.library.offer import MAX_FD, HasFileno, Offer, Source
+from sandbox.library.opening import Opened
 from sandbox.library.result import Result, conclude
 from sandbox.plan import Plan
 from sandbox.policy import NETWORKS, Isolation, Limits, Network
@@ -38,12 +38,8 @@ _MOST_SECONDS: Final = 2_000_000
 _MOST_COUNT: Final = 1 << 50
 _MAY_BE_NONE: Final = frozenset({"wall", "cpu", "fuel", "memory", "output"})
 _MODES: Final = (None, "r", "w", "rw")
-_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-_FLAGS: Final[Mapping[Mode, int]] = {
-    "r": os.O_RDONLY,
-    "w": os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
-    "rw": os.O_RDWR | os.O_CREAT,
-}
+# What the standard input goes by beside the grants, of which one may have the same name.
+_STANDARD_INPUT: Final = Offer("stdin", b"")
 
 
 class Options(TypedDict, total=False):
@@ -113,13 +109,16 @@ class Job:
             OSError: If there is no descriptor left; if the cell is one that cannot be read.
             CellRejected: If the cell is an open descriptor, and of no cell.
             ValueError: If an argument, a variable or a limit cannot be.
-            TypeError: If the arguments are one text.
+            TypeError: If something is of another kind than it says; so if the arguments are one
+                text, or the grants one offer.
         """
         if isinstance(args, str):
             raise TypeError("args are many texts, and this is one: write [text]")
+        if isinstance(grants, Offer):
+            raise TypeError("grants are many offers, and this is one: write [offer]")
         self._args = tuple(args)
-        self._offers = [_Given(offer, offer.source, "") for offer in grants]
-        self._stdin = _Given(Offer("stdin", stdin), stdin, "")
+        self._offers = [_Given(offer, _source(offer), "") for offer in grants]
+        self._stdin = _Given(_STANDARD_INPUT, stdin, "")
         self._env = dict(env or {})
         self._limits = limits
         self._network = network
@@ -152,7 +151,8 @@ class Job:
         if isinstance(self._cell, Cell):
             return self._cell.name
         if isinstance(self._cell, (str, os.PathLike)):
-            return os.fspath(self._cell)
+            # Its bytes may be no text; see Cell.load.
+            return os.fsencode(self._cell).decode(errors="backslashreplace")
         return "cell"
 
     def _hold(self) -> None:
@@ -161,14 +161,20 @@ class Job:
             self._cell = self._own_cell = Cell.load(self._cell)
         copies: dict[int, int] = {}
         moved: dict[int, Source] = {}
+        numbers: list[int | None] = []
         for given in (self._stdin, *self._offers):
-            number = _number(given.source)
+            number = _number(given.source, given.offer)
+            numbers.append(number)
             if number is not None and number not in copies:
                 copies[number] = self._duplicate(number, given.offer)
             if number is not None and given.offer.move:
                 moved[number] = given.source
-        self._offers = [_held(given, copies) for given in self._offers]
-        self._stdin = _held(self._stdin, copies)
+        every = (self._stdin, *self._offers)
+        held = [
+            given if number is None else _held(given, number, copies[number])
+            for given, number in zip(every, numbers, strict=True)
+        ]
+        self._stdin, *self._offers = held
         self._moved = [copies[number] for number in moved]
         for number, source in moved.items():
             if isinstance(source, int) or not hasattr(source, "close"):
@@ -177,6 +183,8 @@ class Job:
                 source.close()
 
     def _duplicate(self, number: int, offer: Offer) -> int:
+        if not 0 <= number <= MAX_FD:
+            raise GrantError(_origin(offer), f"fd {number} is not open")
         try:
             copy = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _LOWEST)
         except OSError as error:
@@ -218,9 +226,10 @@ class Job:
                 cell = stack.enter_context(Cell.load(cell))
             if cell.component and self._invoke:
                 raise ValueError("invoke is for core modules only, and the cell is a component")
-            code = _owned(stack, cell.open())
-            entries = self._entries(stack)
-            outputs = {number: _output(stack, number, entries) for number in (_STDOUT, _STDERR)}
+            opened = Opened(stack)
+            code = opened.own(cell.open())
+            entries = self._entries(opened)
+            outputs = {number: _output(opened, number, entries) for number in (_STDOUT, _STDERR)}
             entries.sort(key=lambda entry: entry.grant.target)
             if cell.component:
                 granting.check_component(entries)
@@ -239,6 +248,7 @@ class Job:
                 invoke=self._invoke,
                 trap_unknown=self._trap_unknown,
             )
+            opened.settle()  # nothing is refused from here on
             sources = [-1 if entry.source is None else entry.source for entry in entries]
             # What was moved is closed meanwhile, and its number may be another thread's then.
             with as_before([fd for fd in self._held if fd not in self._moved]):
@@ -247,13 +257,21 @@ class Job:
             stdout, stderr = (_contents(outputs[number], most) for number in (_STDOUT, _STDERR))
             return conclude(cell.name, outcome, stdout, stderr)
 
-    def _entries(self, stack: ExitStack) -> list[PlannedGrant]:
+    def _entries(self, opened: Opened) -> list[PlannedGrant]:
         """Return what is granted, and the standard input; opened, and held against the kernel."""
-        requests = [_request(stack, given) for given in self._offers]
-        entries = granting.plan_requests(requests, scratch=bool(self._limits.scratch))
+        asked = [_request(given, -1 - at) for at, given in enumerate(self._offers)]
+        # What they contradict among themselves shows before anything is opened.
+        granting.check_requests(asked, granting.target_limit())
+        requests = [
+            request._replace(source=_opened(opened, given, request.mode or "r"))
+            for request, given in zip(asked, self._offers, strict=True)
+        ]
+        entries = granting.plan_requests(
+            requests, opened.inspect, scratch=bool(self._limits.scratch)
+        )
         taken = next((e.grant.name for e in entries if e.grant.target == _STDIN), None)
         if taken is None:
-            entries.append(_standard_input(stack, self._stdin))
+            entries.append(_standard_input(opened, self._stdin))
         elif self._stdin.source != b"":
             raise GrantError(
                 "stdin",
@@ -273,9 +291,12 @@ def _check_texts(args: Sequence[str], env: Mapping[str, str], invoke: str) -> No
 
     Raises:
         ValueError: If not.
+        TypeError: If one is no text.
     """
     total = 0
     for text in (*args, *env, *env.values(), invoke):
+        if not isinstance(text, str):
+            raise TypeError(f"arguments and variables are texts, and this is none: {text!r}")
         if "\0" in text:
             raise ValueError(f"a NUL character cannot reach a cell: {text[:_SHOWN]!r}")
         total += len(text.encode())  # UnicodeEncodeError, a ValueError: WASI strings are UTF-8
@@ -296,7 +317,10 @@ def _check_limits(limits: Limits) -> None:
 
     Raises:
         ValueError: If not.
+        TypeError: If they are no limits at all.
     """
+    if not isinstance(limits, Limits):
+        raise TypeError(f"limits are made by Limits(...), and not {limits!r}")
     for name, value in limits._asdict().items():
         if value is None:
             legal = name in _MAY_BE_NONE
@@ -310,7 +334,18 @@ def _check_limits(limits: Limits) -> None:
 
 
 def _origin(offer: Offer) -> str:
-    return f"grant {offer.name!r}"
+    return "stdin" if offer is _STANDARD_INPUT else f"grant {offer.name!r}"
+
+
+def _source(offer: Offer) -> Source:
+    """Return what is offered.
+
+    Raises:
+        TypeError: If it is no offer.
+    """
+    if not isinstance(offer, Offer):
+        raise TypeError(f"grants are made by grant(...), and this is none: {offer!r}")
+    return offer.source
 
 
 class _Given(NamedTuple):
@@ -327,16 +362,16 @@ class _Given(NamedTuple):
     called: str
 
 
-def _held(given: _Given, copies: Mapping[int, int]) -> _Given:
-    """Return it with the copy of its descriptor, if it has one."""
-    number = _number(given.source)
-    return given if number is None else given._replace(source=copies[number], called=f"fd {number}")
+def _held(given: _Given, number: int, copy: int) -> _Given:
+    """Return it with the copy of its descriptor."""
+    return given._replace(source=copy, called=f"fd {number}")
 
 
-def _number(source: Source) -> int | None:
+def _number(source: Source, offer: Offer) -> int | None:
     """Return the descriptor that a source is, unless it is yet to be opened.
 
     Raises:
+        GrantError: If it has one no more.
         TypeError: If it is no source at all.
     """
     if isinstance(source, int) and not isinstance(source, bool):
@@ -344,18 +379,33 @@ def _number(source: Source) -> int | None:
     if isinstance(source, (bytes, str, os.PathLike)):
         return None
     if not isinstance(source, HasFileno):
-        raise TypeError(f"{source!r} is neither bytes nor a path, and has no descriptor")
-    return source.fileno()
+        raise TypeError(
+            f"{_origin(offer)}: {source!r} is neither bytes nor a path, and has no descriptor"
+        )
+    try:
+        number = source.fileno()
+    except (OSError, ValueError) as error:  # it is closed, or only looks like a file
+        raise GrantError(_origin(offer), f"{source!r} has no descriptor: {error}") from None
+    if not isinstance(number, int):
+        raise TypeError(f"{_origin(offer)}: fileno() of {source!r} is no number: {number!r}")
+    if number < 0:
+        raise GrantError(_origin(offer), f"{source!r} is closed")
+    return number
 
 
-def _request(stack: ExitStack, given: _Given) -> GrantRequest:
-    """Return an offer as a request, with what it names opened.
+def _request(given: _Given, source: int) -> GrantRequest:
+    """Return an offer as a request, of which nothing is opened yet.
+
+    Args:
+        given: The offer.
+        source: What stands for its descriptor if it has none yet; no other has the same.
 
     Raises:
-        GrantError: If its path in the cell cannot be.
-        OSError: If what it names cannot be opened.
+        GrantError: If its path in the cell cannot be, or something of it is of another kind than
+            it has to be.
     """
     offer, guest = given.offer, given.offer.guest
+    _check_kinds(offer)
     if offer.mode not in _MODES:
         raise GrantError(_origin(offer), f"mode={offer.mode} is none of r, w and rw", usage=True)
     if guest is not None:
@@ -365,10 +415,9 @@ def _request(stack: ExitStack, given: _Given) -> GrantRequest:
             raise GrantError(
                 _origin(offer), f"'{guest}' cannot be a path in the cell: {error}", usage=True
             ) from None
-    source, called = _opened(stack, given, offer.mode or "r")
     return GrantRequest(
         name=offer.name,
-        source=source,
+        source=given.source if isinstance(given.source, int) else source,
         origin=_origin(offer),
         mode=offer.mode,
         type=offer.type,
@@ -377,11 +426,31 @@ def _request(stack: ExitStack, given: _Given) -> GrantRequest:
         cloexec=offer.cloexec,
         pathlink=offer.pathlink,
         guest=guest,
-        called=called,
+        called=_called(given),
     )
 
 
-def _standard_input(stack: ExitStack, given: _Given) -> PlannedGrant:
+def _check_kinds(offer: Offer) -> None:
+    """Hold that the parts of an offer are texts, numbers and truth values, as they should be.
+
+    Raises:
+        GrantError: Of usage, if one is not.
+    """
+    target = offer.target
+    for part, value, legal in (
+        ("name", offer.name, isinstance(offer.name, str)),
+        ("guest", offer.guest, isinstance(offer.guest, str | None)),
+        ("type", offer.type, isinstance(offer.type, str | None)),
+        ("target", target, isinstance(target, int | None) and not isinstance(target, bool)),
+        ("move", offer.move, isinstance(offer.move, bool)),
+        ("cloexec", offer.cloexec, isinstance(offer.cloexec, bool)),
+        ("pathlink", offer.pathlink, isinstance(offer.pathlink, bool)),
+    ):
+        if not legal:
+            raise GrantError(_origin(offer), f"{part} cannot be {value!r}", usage=True)
+
+
+def _standard_input(opened: Opened, given: _Given) -> PlannedGrant:
     """Plan the standard input, which has no name and is not listed for the cell.
 
     Raises:
@@ -389,30 +458,39 @@ def _standard_input(stack: ExitStack, given: _Given) -> PlannedGrant:
         OSError: If what it names cannot be opened.
     """
     if given.source == b"":
-        source = _owned(stack, os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
         grant = Grant(target=_STDIN, name=None, mode="r", type="stream")
-        return PlannedGrant(grant, source, "stdin", "r", "/dev/null")
-    source, called = _opened(stack, given, "r")
+        return PlannedGrant(grant, opened.null(), "stdin", "r", "/dev/null")
+    source = _opened(opened, given, "r")
     found = granting.describe(source)
     if found.mode is None or found.refusal or found.directory or "r" not in found.mode:
         raise GrantError(
             "stdin",
-            f"{called}, a {found.what}, cannot be read",
+            f"{_called(given)}, a {found.what}, cannot be read",
             hint="give bytes, or what is open for reading",
         )
     grant = Grant(target=_STDIN, name=None, mode="r", type=found.types[0])
     return PlannedGrant(grant, source, "stdin", found.mode, found.what)
 
 
-def _opened(stack: ExitStack, given: _Given, mode: Mode) -> tuple[int, str]:
-    """Return the descriptor for a source, opened now if need be, and what to call it."""
+def _opened(opened: Opened, given: _Given, mode: Mode) -> int:
+    """Return the descriptor for a source, opened now if need be."""
     source = given.source
+    if isinstance(source, int):
+        return source
     if isinstance(source, bytes):
-        return _owned(stack, _sealed(source, given.offer.name)), "what is given"
+        return opened.content(source, given.offer.name)
     if isinstance(source, (str, os.PathLike)):
-        return _owned(stack, _open(os.fspath(source), mode)), f"'{os.fspath(source)}'"
-    number = _number(source)
-    return -1 if number is None else number, given.called
+        return opened.path(os.fsdecode(source), mode, _origin(given.offer))
+    raise TypeError(f"{source!r} was not duplicated")
+
+
+def _called(given: _Given) -> str:
+    """Return what to call a source, in errors."""
+    if isinstance(given.source, bytes):
+        return "what is given"
+    if isinstance(given.source, (str, os.PathLike)):
+        return f"'{os.fsdecode(given.source)}'"
+    return given.called
 
 
 def _close_all(fds: list[int]) -> None:
@@ -421,40 +499,7 @@ def _close_all(fds: list[int]) -> None:
         os.close(fds.pop())
 
 
-def _owned(stack: ExitStack, fd: int) -> int:
-    """Have a descriptor closed in the end."""
-    stack.callback(os.close, fd)
-    return fd
-
-
-def _open(path: str, mode: Mode) -> int:
-    """Open a path as :func:`open` does, and a directory for what can be done with one."""
-    flags = os.O_CLOEXEC | os.O_NOCTTY
-    try:
-        if stat.S_ISDIR(os.stat(path).st_mode):
-            # Whoever opens one has it for reading; what may be written is for its mount to say.
-            return os.open(path, flags | os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        if mode == "r":
-            raise
-    return os.open(path, flags | _FLAGS[mode], 0o666)
-
-
-def _sealed(content: bytes, name: str) -> int:
-    """Return a descriptor of bytes, for reading only."""
-    memory = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        with open(memory, "wb", buffering=0, closefd=False) as file:
-            view = memoryview(content)
-            while view:
-                view = view[file.write(view) :]
-        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
-        return os.open(f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(memory)
-
-
-def _output(stack: ExitStack, number: int, entries: list[PlannedGrant]) -> int | None:
+def _output(opened: Opened, number: int, entries: list[PlannedGrant]) -> int | None:
     """Plan where standard output or error goes: a memory file, unless something is granted there.
 
     Returns:
@@ -463,7 +508,7 @@ def _output(stack: ExitStack, number: int, entries: list[PlannedGrant]) -> int |
     if any(entry.grant.target == number for entry in entries):
         return None
     name = granting.STDIO_NAMES[number]
-    memory = _owned(stack, os.memfd_create(name, os.MFD_CLOEXEC))
+    memory = opened.own(os.memfd_create(name, os.MFD_CLOEXEC))
     grant = Grant(target=number, name=None, mode="w", type="file")
     entries.append(PlannedGrant(grant, memory, name, "rw", "memfd"))
     return memory

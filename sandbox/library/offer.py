@@ -1,9 +1,12 @@
 """What a program offers a cell: a file, a descriptor or bytes, by a name."""
 
 import os
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Final, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from sandbox.grants import FdType, Mode
+
+MAX_FD: Final = (1 << 31) - 1
+"""The largest number that a descriptor can have: it is an int."""
 
 
 @runtime_checkable
@@ -55,7 +58,9 @@ def grant(
         source: Bytes, which the cell can read and nobody can change; the path of a file or
             directory; an open descriptor, or an object with a ``fileno()``. A path is opened when
             the cell starts: with mode ``w`` or ``rw`` a file is made if there is none, and with
-            ``w`` it is emptied, as by :func:`open`. What is open already is shared with the cell,
+            ``w`` it is emptied, as by :func:`open`, but not before all else was found in order. A
+            FIFO is refused by its path, because opening one may never end: open it, and grant that.
+            What is open already is shared with the cell,
             its position too.
         mode: What the cell may do: ``r``, ``w`` or ``rw``. By default what the descriptor is open
             for; for a path, a directory and bytes ``r``.

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -9,6 +10,14 @@ from sandbox.client import Connection
 from sandbox.errors import CellKilled, SandboxError, SpawnerError
 from sandbox.library.job import House, Job
 from sandbox.library.result import Result
+
+# Seconds in which a server takes notice that a connection of ours has ended, and between looks.
+_PATIENCE = 2.0
+_PAUSE = 0.02
+
+
+class Busy(SpawnerError):
+    """A server takes no more connections, of this program or at all; nothing was sent."""
 
 
 class Root(Protocol):
@@ -19,6 +28,7 @@ class Root(Protocol):
 
         Raises:
             SpawnerError: If there is no spawner any more.
+            Busy: If it takes no more of them now.
         """
 
     def close(self) -> None:
@@ -39,33 +49,87 @@ class Generation:
         """Take over what makes connections."""
         self._root = root
         self._guard = threading.Lock()
+        # Tells who waits for a connection that one may be had.
+        self._changed = threading.Condition(self._guard)
         self._idle: list[Connection] = []
-        self._busy = 0
+        self._taken = 0  # run something
+        self._asking = 0  # are about to be made
+        self._returned = 0  # so often was one given back or lost
+        self._lost_at = -_PATIENCE  # of the monotonic clock: when one was closed
         self._over = False
-        self._closed = False
+        self._closing: int | None = None
+        self._ended = threading.Event()
 
     @property
     def is_alive(self) -> bool:
         """Whether it can run something."""
         return not self._over and self._root.is_alive()
 
-    def take(self) -> Connection:
+    def take(self, unwanted: Callable[[], bool] = lambda: False) -> Connection | None:
         """Return a connection that runs nothing: the one that was used last, or a new one.
 
+        Where a server takes no more of them, one that runs something is waited for.
+
+        Args:
+            unwanted: Whether nobody waits for it any more; asked after :meth:`wake`.
+
+        Returns:
+            ``None`` if nobody does.
+
         Raises:
-            SpawnerError: If the spawner has ended.
+            SpawnerError: If the spawner has ended, or a server takes not even one.
+        """
+        while True:
+            with self._guard:
+                if self._over:
+                    raise SpawnerError(
+                        "the spawner ended while the cell waited for it; the cell did not run"
+                    )
+                returned = self._returned
+                self._asking += 1
+            connection = busy = None
+            try:
+                connection = self._one_that_idles() or self._root.connect()
+            except Busy as error:
+                busy = error
+            finally:
+                with self._guard:
+                    self._asking -= 1
+                    self._taken += connection is not None
+                if connection is None:
+                    self._close_if_unused()
+            if connection is not None:
+                return connection
+            if not self._wait(returned, unwanted):
+                raise SpawnerError(f"{busy}; the cell did not run") from None
+            if unwanted():
+                return None
+
+    def _wait(self, returned: int, unwanted: Callable[[], bool]) -> bool:
+        """Wait until another attempt at a connection makes sense; false if none does.
+
+        Args:
+            returned: What was counted before the last one.
+            unwanted: As of :meth:`take`.
         """
         with self._guard:
-            if self._over:
-                raise SpawnerError(
-                    "the spawner ended while the cell waited for it; the cell did not run"
+            if self._taken:
+                self._changed.wait_for(
+                    lambda: self._over or self._returned != returned or unwanted()
                 )
-            self._busy += 1
-        try:
-            return self._one_that_idles() or self._root.connect()
-        except BaseException:
-            self.lose()
-            raise
+                return True
+            if self._returned != returned or self._over:
+                return True
+            if time.monotonic() < self._lost_at + _PATIENCE:
+                # The server may still count what this program has closed.
+                self._changed.wait(_PAUSE)
+                return True
+            return False
+
+    def wake(self) -> None:
+        """Have those who wait for a connection look whether they still want it."""
+        with self._guard:
+            self._changed.notify_all()
 
     def _one_that_idles(self) -> Connection | None:
         """Return the connection that was used last; a server may have ended one since."""
@@ -91,29 +155,65 @@ class Generation:
                 self._idle.append(connection)
         if not kept:
             connection.close()
-        self.lose()
+        self.lose(closed=not kept)
 
-    def lose(self) -> None:
-        """Count on a connection no more that was taken, and that somebody else closes."""
+    def lose(self, *, closed: bool = True) -> None:
+        """Count on a connection no more that was taken, and that somebody else closes.
+
+        Args:
+            closed: Whether it is no more, so that a server may take another.
+        """
         with self._guard:
-            self._busy -= 1
+            self._taken -= 1
+            self._returned += 1
+            if closed:
+                self._lost_at = time.monotonic()
+            self._changed.notify_all()
         self._close_if_unused()
 
     def retire(self) -> None:
         """Begin nothing more. The spawner ends when the last of what it still runs has ended."""
+        self._begin_no_more()
+        self._close_if_unused()
+
+    def end(self) -> None:
+        """Begin nothing more, and end the spawner with whatever it still runs; wait for that."""
+        self._begin_no_more()
+        self._close()
+        # A thread that was interrupted while it closed it would wait for itself.
+        if self._closing != threading.get_ident():
+            self._ended.wait()
+
+    def let_go(self) -> None:
+        """Close what this process has of it, which is the copy of another's."""
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+        self._root.close()
+
+    def _begin_no_more(self) -> None:
         with self._guard:
             self._over = True
             idle, self._idle = self._idle, []
+            self._changed.notify_all()
         for connection in idle:
             connection.close()
-        self._close_if_unused()
 
     def _close_if_unused(self) -> None:
         with self._guard:
-            if self._closed or not self._over or self._busy:
+            unused = self._over and not self._taken and not self._asking
+        if unused:
+            self._close()
+
+    def _close(self) -> None:
+        with self._guard:
+            if self._closing is not None:
                 return
-            self._closed = True
-        self._root.close()
+            self._closing = threading.get_ident()
+        try:
+            self._root.close()
+        finally:
+            self._ended.set()
 
 
 class Pool:
@@ -132,13 +232,30 @@ class Pool:
         self._guard = threading.Lock()
         self._generation = Generation(start())
         self._closed = False
+        self._owner = os.getpid()
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is this process's, and not that of one which this was forked from."""
+        return self._owner == os.getpid()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether :meth:`close` was called, here or where this was forked from."""
+        return self._closed
 
     def generation(self) -> Generation:
         """Return the one that a new run belongs to.
 
         Raises:
-            SpawnerError: If there is none any more, and none can be started.
+            SpawnerError: If there is none any more, and none can be started; in a process that
+                was forked from the one that it is of.
         """
+        if not self.is_own:
+            raise SpawnerError(
+                f"the sandbox is process {self._owner}'s, which this one was forked from: make one"
+                " here"
+            )
         with self._guard:
             if self._closed:
                 raise SpawnerError("the sandbox is closed")
@@ -151,24 +268,40 @@ class Pool:
             return self._generation
 
     def close(self) -> None:
-        """Begin nothing more, and end the spawner as soon as it runs nothing."""
+        """Begin nothing more, and end the spawner as soon as it runs nothing.
+
+        In a process that was forked, only its own copies are closed, and the spawner goes on.
+        """
+        if not self.is_own:
+            # Without the guard, which a thread of the other process may have held.
+            if not self._closed:
+                self._closed = True
+                self._generation.let_go()
+            return
         with self._guard:
             self._closed = True
             generation = self._generation
         generation.retire()
 
+    def end(self) -> None:
+        """After :meth:`close`, end the spawner whatever it runs, and wait until it has ended."""
+        if self.is_own:
+            self._generation.end()
+
 
 class Run:
     """One run, which anybody who has it may kill."""
 
-    def __init__(self, job: Job, generation: Generation, house: House) -> None:
+    def __init__(self, job: Job, generation: Generation, house: House, keep: object = None) -> None:
         """Take over a job, which is closed when the run is over.
 
         Args:
             job: What is to be run.
             generation: What runs it.
             house: What it has in common with others.
+            keep: What is not to be forgotten before that.
         """
+        self._keep: object = keep
         self.name = job.name
         self._job: Job | None = job
         self._generation = generation
@@ -200,6 +333,7 @@ class Run:
             raise
         finally:
             job.close()
+            self._keep = None
         if self._settle():
             raise self._death()
         return result
@@ -231,12 +365,14 @@ class Run:
     def _take(self) -> Connection:
         """Return a connection, at which the cell can be killed from now on."""
         try:
-            connection = self._generation.take()
+            connection = self._generation.take(lambda: self._killed)
         except SpawnerError:
             # A server that has no connection left for this one goes on with the others.
             if not self._generation.is_alive:
                 self._generation.retire()
             raise
+        if connection is None:
+            raise self._death()
         with self._guard:
             killed = self._killed
             if not killed:
@@ -273,11 +409,13 @@ class Run:
             connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+        self._generation.wake()
         return True
 
     def abandon(self) -> None:
         """Give up what it holds, because it will not be executed."""
         job, self._job = self._job, None
+        self._keep = None
         if job is not None:
             job.close()
 

@@ -2,6 +2,8 @@
 
 import os
 import threading
+import warnings
+import weakref
 from collections.abc import Iterable
 from typing import Self, Unpack
 
@@ -11,7 +13,7 @@ from sandbox.home import CACHE_SIZE, cache_home
 from sandbox.library.cell import CellSource
 from sandbox.library.job import House, Job, Options
 from sandbox.library.offer import Offer
-from sandbox.library.pool import Pool, Root, Run, has_ended
+from sandbox.library.pool import Busy, Pool, Root, Run, has_ended
 from sandbox.library.result import Result
 from sandbox.policy import FEATURES, ISOLATIONS, Isolation
 
@@ -26,7 +28,8 @@ class Sandbox:
     """Runs cells, each in a jail of its own, made by a spawner that lives as long as this.
 
     Any number of threads may use one sandbox at the same time; each cell that runs beside others
-    has a connection of its own, which is kept for the next. If the spawner ends, whatever it ran
+    has a connection of its own, which is kept for the next. One that is forgotten without
+    :meth:`close` is closed with a :class:`ResourceWarning`. If the spawner ends, whatever it ran
     fails with :class:`sandbox.SpawnerError`, and the next run starts another::
 
         with Sandbox() as sandbox:
@@ -54,9 +57,10 @@ class Sandbox:
             spawner: One to use, which stays the caller's and is not started anew.
             server: The socket of a running ``ww serve`` to use. The cache, the jails in advance and
                 ``debug`` are its own.
-            cache: The directory for compiled forms, which nobody else may write; by default that of
-                the program ``ww`` (``$WW_HOME/cache``, ``$XDG_CACHE_HOME/ww``, ``~/.cache/ww``).
-                With ``None``, every run compiles its cell.
+            cache: The directory for compiled forms, which nobody else may write; a relative path is
+                taken from the working directory of now. By default it is that of the program
+                ``ww`` (``$WW_HOME/cache``, ``$XDG_CACHE_HOME/ww``, ``~/.cache/ww``). With
+                ``None``, every run compiles its cell.
             cache_size: Bytes that they may have together; ``None`` for no bound.
             jails: How many jails are kept ready for cells to come; each is a process.
             isolation: How cells are kept apart.
@@ -69,11 +73,12 @@ class Sandbox:
             OSError: If the spawner cannot be started, or the server is not there.
             SpawnerError: If the server is not to be trusted.
             ValueError: If the arguments contradict each other; if cells would run as root.
+            TypeError: If a uid or gid is no number.
         """
         if spawner is not None and server is not None:
             raise ValueError("spawner and server are both given, and cells run by one of them")
         self._house = _house(uid, gid, isolation, required)
-        directory = cache_home(os.environ) if cache == DEFAULT_CACHE else cache
+        directory = _directory(cache)
 
         def start() -> Root:
             if spawner is not None:
@@ -82,14 +87,16 @@ class Sandbox:
                 return _Server(os.fspath(server))
             return _Own(
                 Spawner.start(
-                    None if directory is None else os.path.abspath(directory),
+                    directory,
                     cache_size=cache_size,
                     jails=jails,
                     debug=debug,
                 )
             )
 
-        self._pool = Pool(start)
+        pool = self._pool = Pool(start)
+        # Until the end of the program only, which is the spawner's too.
+        weakref.finalize(self, _forget, pool).atexit = False
         self._guard = threading.Lock()
         self._runs: set[Run] = set()
 
@@ -151,21 +158,57 @@ class Sandbox:
             ValueError: Likewise.
         """
         generation = self._pool.generation()
-        return Run(Job(cell, args, grants, **options), generation, self._house)
+        return Run(Job(cell, args, grants, **options), generation, self._house, keep=self)
 
     def close(self) -> None:
-        """End the spawner, if it is this sandbox's own, and kill what still runs."""
+        """End the spawner, if it is this sandbox's own, and kill what still runs.
+
+        When this returns, the spawner has ended, whichever thread ran something. In a process that
+        was forked from this sandbox's, nothing is ended: there it closes that process's copies.
+        """
         self._pool.close()
+        if not self._pool.is_own:
+            return
         with self._guard:
             runs = tuple(self._runs)
         for run in runs:
             run.kill()
+        self._pool.end()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _forget(pool: Pool) -> None:
+    """Close what a sandbox had that nobody has any more."""
+    if pool.is_closed:
+        return
+    pool.close()
+    if pool.is_own:
+        warnings.warn(
+            "a sandbox was not closed: use it with `with`, or call close()",
+            ResourceWarning,
+            stacklevel=2,
+        )
+
+
+def _directory(cache: str | os.PathLike[str] | None) -> str | None:
+    """Return the directory for compiled forms, as an absolute path.
+
+    Raises:
+        ValueError: If it is an empty text, which is no path.
+    """
+    if cache is None:
+        return None
+    if cache == DEFAULT_CACHE:
+        return cache_home(os.environ)
+    path = os.fsdecode(cache)
+    if not path:
+        raise ValueError("cache is empty: give a directory, or None to keep nothing")
+    return os.path.abspath(path)
 
 
 # 32 bits, of which the last number means that there is none.
@@ -178,7 +221,8 @@ def _house(
     """Return what all runs have in common.
 
     Raises:
-        ValueError: If cells would run as root; for a word that is none.
+        ValueError: If cells would run as root; for a number or a word that is none.
+        TypeError: If a uid or gid is no number.
     """
     own = os.geteuid()
     if uid is None:
@@ -190,7 +234,12 @@ def _house(
         for word in words:
             if word not in legal:
                 raise ValueError(f"{word!r} is none of {', '.join(legal)}")
-    if not 0 < uid <= _MOST_ID or not (0 if own else 1) <= gid <= _MOST_ID:
+    for name, number in (("uid", uid), ("gid", gid)):
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise TypeError(f"{name} is {number!r}, and no number")
+        if not 0 <= number <= _MOST_ID:
+            raise ValueError(f"{name} cannot be {number}: they are 0 to {_MOST_ID}")
+    if not uid or not (gid or own):
         raise ValueError("cells never run as the host's root: give another uid or gid")
     return House(uid, gid, isolation, features)
 
@@ -221,6 +270,10 @@ class _Borrowed(_Own):
         pass
 
 
+# How a server's refusal begins that has enough connections; see sandbox.door.
+_BUSY = ": the server refuses: busy: "
+
+
 class _Server:
     """A spawner that is reached by its socket."""
 
@@ -232,13 +285,22 @@ class _Server:
             SpawnerError: If it is not to be trusted.
         """
         self._path = path
-        connect(path).close()
+        try:
+            connect(path).close()
+        except OSError as error:
+            if error.errno is None:  # the path cannot be one, or nobody answers
+                raise type(error)(f"{path}: {error}") from error
+            raise OSError(error.errno, error.strerror, path) from error
 
     def connect(self) -> Connection:
         try:
             return connect(self._path)
         except OSError as error:
-            raise SpawnerError(f"{self._path}: {error.strerror}") from error
+            raise SpawnerError(f"{self._path}: {error.strerror or error}") from error
+        except SpawnerError as error:
+            if _BUSY in str(error):
+                raise Busy(*error.args) from None
+            raise
 
     def is_alive(self) -> bool:
         return True  # it may be started again at any time

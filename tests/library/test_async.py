@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import AsyncSandbox, Cell, CellRejected, Limits, SpawnerError, grant
+from sandbox import AsyncSandbox, Cell, CellKilled, CellRejected, Limits, SpawnerError, grant
 from tests.library.conftest import Pipe
 
 
@@ -102,5 +102,31 @@ def test_leaving_the_block_kills_what_runs(cache: Path, tool: Cell, pipe: Pipe) 
         assert pipe.ends()
         with pytest.raises(Exception, match="killed"):
             await task
+
+    run(main())
+
+
+def test_closing_is_no_cancellation_of_those_who_wait(cache: Path, tool: Cell, pipe: Pipe) -> None:
+    """A group of tasks hears of it, and does not take it for the end of a task's own making."""
+
+    async def main() -> None:
+        sandbox = AsyncSandbox(1, cache=cache)
+        offers = [grant("OUT", pipe.writer, move=True)]
+        first = asyncio.create_task(sandbox.run(tool, ["tell=OUT", "spin"], offers))
+        await until_told(pipe)
+
+        async def wait_for_second() -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(sandbox.run(tool))
+                await asyncio.sleep(0)
+                closing.append(asyncio.create_task(sandbox.aclose()))
+
+        closing: list[asyncio.Task[None]] = []
+        with pytest.raises(ExceptionGroup) as caught:
+            await wait_for_second()
+        assert [type(error) for error in caught.value.exceptions] == [CellKilled]
+        with pytest.raises(CellKilled):
+            await first
+        await closing[0]
 
     run(main())

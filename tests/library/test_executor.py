@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, as_completed, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +87,34 @@ def test_map_gives_up_after_its_time(executor: CellExecutor, tool: Cell, busy: B
     with pytest.raises(TimeoutError):
         next(results)
     assert all(future.running() for future in busy.futures)
+
+
+class Noting(CellExecutor):
+    """An executor that knows what was submitted."""
+
+    def submit(self, *args: Any, **options: Any) -> CellFuture:  # type: ignore[override]
+        future = super().submit(*args, **options)
+        vars(self).setdefault("submitted", []).append(future)
+        return future
+
+
+def test_map_cancels_all_that_it_does_not_wait_for(cache: Path, tool: Cell) -> None:
+    executor = Noting(1, cache=cache)
+    made = Busy(executor, tool, 1)
+    try:
+        submitted = vars(executor)["submitted"]
+        results = executor.map(tool, [["say=x"], ["say=y"], ["say=z"]], timeout=0.05)
+        with pytest.raises(TimeoutError):
+            next(results)
+        assert [future.cancelled() for future in submitted] == [False, True, True, True]
+        # One of the inputs cannot be.
+        with pytest.raises(ValueError, match="NUL"):
+            executor.map(tool, [["say=x"], ["say=y"], ["\0"]])
+        assert [future.cancelled() for future in submitted[4:]] == [True, True]
+        assert made.run_on()
+    finally:
+        executor.shutdown(kill=True)
+        made.pipes[0].close()
 
 
 def test_what_goes_wrong_is_the_futures_exception(

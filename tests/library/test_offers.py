@@ -1,6 +1,7 @@
 """Grants as a Python program makes them: what reaches the cell, what is refused, what is kept."""
 
 import fcntl
+import io
 import os
 import pickle
 import socket
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import Cell, CellExecutor, GrantError, Limits, Offer, Sandbox, grant
+from sandbox.words import Mode
 from tests.library.conftest import Pipe
 
 
@@ -138,6 +140,11 @@ def test_a_pathlink_opens_the_grant(sandbox: Sandbox, tool: Cell) -> None:
         ([grant("a", "/", guest="../a")], "'..' leads out of it", True),
         ([grant("a", "/", guest="/x"), grant("b", "/", guest="x")], "cannot be at", True),
         ([grant("a", 987_654)], "fd 987654 is not open", False),
+        ([grant("a", -1)], "grant 'a': fd -1 is not open", False),
+        ([grant("a", 1 << 40)], f"grant 'a': fd {1 << 40} is not open", False),
+        ([grant("a", b"", target=12.0)], "grant 'a': target cannot be 12.0", True),  # type: ignore[arg-type]
+        ([grant("a", "/", guest=b"/x")], "grant 'a': guest cannot be", True),  # type: ignore[arg-type]
+        ([grant(5, b"")], "name cannot be 5", True),  # type: ignore[arg-type]
         ([grant("a", b"", mode="w")], "mode=w is asked", False),
         ([grant("a", b"", mode="rw")], "mode=rw is asked", False),
         ([grant("a", b"", mode="wr")], "none of r, w and rw", True),  # type: ignore[arg-type]
@@ -171,6 +178,118 @@ def test_a_kind_that_leads_out_of_a_jail_is_refused(sandbox: Sandbox, tool: Cell
             sandbox.run(tool, stdin=namespace, grants=[grant("a", namespace)])
     with pytest.raises(GrantError, match="stdin"):
         sandbox.run(tool, stdin="/")
+
+
+def test_what_is_closed_is_refused_by_its_name(
+    sandbox: Sandbox, tool: Cell, tmp_path: Path
+) -> None:
+    left, right = socket.socketpair()
+    left.close()
+    right.close()
+    file = open(tmp_path / "file", "wb")  # noqa: SIM115 - it is to be closed
+    file.close()
+    for closed in (left, file, io.BytesIO()):
+        with pytest.raises(GrantError, match="grant 'gone'"):
+            sandbox.run(tool, grants=[grant("gone", closed)])
+        with pytest.raises(GrantError, match="stdin"):
+            sandbox.run(tool, stdin=closed)
+    with pytest.raises(GrantError, match="stdin: fd -1 is not open"):
+        sandbox.run(tool, stdin=-1)
+
+
+def test_one_offer_is_not_many(sandbox: Sandbox, tool: Cell) -> None:
+    with pytest.raises(TypeError, match=r"write \[offer\]"):
+        sandbox.run(tool, grants=grant("a", b""))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="this is none: 'a'"):
+        sandbox.run(tool, grants=["a"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [grant("b", b"", mode="w")],
+        [grant("a", b"")],
+        [grant("b c", b"")],
+        [grant("b", 10, target=11), grant("c", b"", target=11)],
+        [grant("b", "fifo")],
+        [grant("b", "/dev/null", guest="/x")],
+    ],
+    ids=["mode", "name-twice", "name", "target", "fifo", "guest"],
+)
+def test_a_refusal_makes_and_empties_nothing(
+    sandbox: Sandbox,
+    tool: Cell,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: list[Offer],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    Path("full").write_bytes(b"kept")
+    offers = [grant("a", "full", mode="w"), grant("new", "new", mode="rw")]
+    fd = os.open("/dev/null", os.O_RDONLY)
+    given = [o._replace(source=fd) if isinstance(o.source, int) else o for o in wrong]
+    try:
+        with pytest.raises(GrantError):
+            sandbox.run(tool, grants=[*offers, *given])
+    finally:
+        os.close(fd)
+    assert Path("full").read_bytes() == b"kept"
+    assert not Path("new").exists()
+    sandbox.run(tool, ["tell=new"], offers).check()
+    assert Path("full").read_bytes() == b""
+    assert Path("new").read_bytes() == b"told"
+
+
+def test_a_component_that_is_refused_makes_and_empties_nothing(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    (tmp_path / "full").write_bytes(b"kept")
+    offers = [
+        grant("a", tmp_path / "full", mode="w", target=1),
+        grant("new", tmp_path / "new", mode="rw"),
+        grant("b", b""),
+    ]
+    with pytest.raises(GrantError, match="component"):
+        sandbox.run(b"\0asm\x0d\0\x01\0", grants=offers)
+    assert (tmp_path / "full").read_bytes() == b"kept"
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("mode", ["r", "w", "rw"])
+def test_a_fifo_is_refused_by_its_path_and_granted_when_it_is_open(
+    sandbox: Sandbox, tool: Cell, tmp_path: Path, mode: Mode
+) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    with pytest.raises(GrantError, match=r"is a FIFO.*open it"):
+        sandbox.run(tool, grants=[grant("a", path, mode=mode)])
+    with pytest.raises(GrantError, match=r"stdin: .*is a FIFO"):
+        sandbox.run(tool, stdin=path)
+    with open(os.open(path, os.O_RDWR), "r+b", buffering=0) as fifo:
+        assert sandbox.run(tool, ["tell=a"], [grant("a", fifo)]).ok
+        assert fifo.read(4) == b"told"
+
+
+def test_a_path_is_opened_so_that_the_cell_waits(
+    sandbox: Sandbox, tool: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only open(2) is not to wait."""
+    found = []
+
+    def seen(stack: object, number: int) -> bool:
+        found.append(os.get_blocking(number))
+        return True
+
+    from sandbox.library import opening
+
+    original = opening.Opened.own
+    monkeypatch.setattr(
+        opening.Opened, "own", lambda self, fd: seen(self, fd) and original(self, fd)
+    )
+    sandbox.run(tool, grants=[grant("a", "/dev/null"), grant("b", "/dev/zero", mode="rw")]).check()
+    assert len(found) >= 4
+    assert all(found)
 
 
 def test_what_has_no_descriptor_is_a_mistake(sandbox: Sandbox, tool: Cell) -> None:

@@ -1,11 +1,15 @@
 """`Sandbox.run`: what a cell is given, what comes back, and what is an error."""
 
+import contextlib
+import enum
+import gc
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,12 +25,15 @@ from sandbox import (
     CellSource,
     JailError,
     Limits,
+    Result,
     Sandbox,
     SandboxError,
     Spawner,
     SpawnerError,
     grant,
 )
+from sandbox.encoding import encode
+from sandbox.library.job import Job
 from tests.conftest import REPO, Leftovers, Ww
 from tests.library.conftest import Pipe
 
@@ -249,6 +256,28 @@ def test_cells_never_run_as_root() -> None:
         Sandbox(uid=0)
 
 
+@pytest.mark.parametrize(
+    "ids",
+    [{"uid": 1 << 32}, {"gid": 1 << 33}, {"uid": (1 << 32) - 1}, {"uid": -1}, {"gid": 1 << 32}],
+    ids=lambda ids: next(f"{name}-{value}" for name, value in ids.items()),
+)
+def test_an_id_that_the_kernel_would_cut_is_refused(ids: dict[str, int]) -> None:
+    """What is left of it in 32 bits may be root's."""
+    with pytest.raises(ValueError, match="cannot be"):
+        Sandbox(**ids)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's group may be the one with id 0")
+def test_cells_never_have_the_group_of_root() -> None:
+    with pytest.raises(ValueError, match="root"):
+        Sandbox(gid=0)
+
+
+def test_an_id_that_is_no_number_is_a_mistake() -> None:
+    with pytest.raises(TypeError, match="uid is 'nobody'"):
+        Sandbox(uid="nobody")  # type: ignore[arg-type]
+
+
 def test_a_component_is_given_no_function_to_invoke(sandbox: Sandbox) -> None:
     with pytest.raises(ValueError, match="component"):
         sandbox.run(b"\0asm\x0d\0\x01\0", invoke="run")
@@ -319,6 +348,49 @@ def test_the_environment_is_what_was_given(
 def test_a_variable_that_cannot_be_is_refused(sandbox: Sandbox, tool: Cell, key: str) -> None:
     with pytest.raises(ValueError, match=r"kept for grants|no name of a variable|NUL"):
         sandbox.run(tool, env={key: "x"})
+
+
+@pytest.mark.parametrize(
+    ("args", "options"),
+    [
+        ([1], {}),
+        ([b"a"], {}),
+        ([], {"env": {"A": 1}}),
+        ([], {"env": {1: "a"}}),
+        ([], {"invoke": None}),
+        ([], {"limits": None}),
+        ([], {"limits": {"wall": 1}}),
+        ([], {"stdin": None}),
+    ],
+    ids=["number", "bytes", "value", "key", "invoke", "limits", "limits-dict", "stdin"],
+)
+def test_what_is_of_another_kind_is_a_mistake(
+    sandbox: Sandbox, tool: Cell, args: list[Any], options: dict[str, Any]
+) -> None:
+    with pytest.raises(TypeError, match=r"texts|Limits|neither bytes nor a path"):
+        sandbox.run(tool, args, **options)
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 40], ids=["negative", "huge"])
+def test_a_cell_that_is_no_open_descriptor_is_an_error_of_the_system(
+    sandbox: Sandbox, number: int
+) -> None:
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        sandbox.run(number)
+
+
+def test_numbers_are_what_they_are_worth(sandbox: Sandbox, tool: Cell) -> None:
+    class Bound(enum.IntEnum):
+        PIDS = 16
+
+    class Seconds(float):
+        def __repr__(self) -> str:
+            return "some time"
+
+    limits = Limits(wall=Seconds(60.0), pids=Bound.PIDS)
+    assert sandbox.run(tool, ["say=x"], limits=limits).stdout == b"x"
+    values = (Bound.PIDS, Seconds(1.5), True, 3)
+    assert encode(values) == b"[16, 1.5, true, 3]"
 
 
 # --- usage ---
@@ -410,6 +482,150 @@ def test_closing_a_sandbox_kills_what_runs(cache: Path, tool: Cell, pipe: Pipe) 
     with pytest.raises(SpawnerError, match="closed"):
         sandbox.run(tool)
     sandbox.close()
+
+
+def test_closing_waits_for_the_spawner_whoever_runs_something(
+    cache: Path, tool: Cell, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the thread that runs a cell takes its time."""
+    sandbox = Sandbox(cache=cache, jails=0)
+    (spawner,) = _children()[-1:]
+    closed = threading.Event()
+    errors: list[BaseException] = []
+    original = Job.run
+
+    def run_slowly(*args: Any) -> Result:
+        try:
+            return original(*args)
+        finally:
+            assert closed.wait(60)
+
+    def run() -> None:
+        try:
+            sandbox.run(tool, ["tell=OUT", "spin"], [grant("OUT", pipe.writer, move=True)])
+        except BaseException as error:
+            errors.append(error)
+
+    monkeypatch.setattr(Job, "run", run_slowly)
+    thread = threading.Thread(target=run)
+    thread.start()
+    pipe.wait_for_word()
+    sandbox.close()
+    assert not os.path.exists(f"/proc/{spawner}")
+    assert thread.is_alive()
+    closed.set()
+    thread.join()
+    assert [type(error) for error in errors] == [CellKilled]
+
+
+def _children() -> list[int]:
+    """The children of this thread, in the order of their start."""
+    own = f"/proc/self/task/{threading.get_native_id()}/children"
+    return [int(pid) for pid in Path(own).read_text().split()]
+
+
+def test_a_sandbox_that_is_forgotten_is_closed_with_a_warning(cache: Path, tool: Cell) -> None:
+    opened = set(os.listdir("/proc/self/fd"))
+    sandbox = Sandbox(cache=cache, jails=0)
+    (spawner,) = _children()[-1:]
+    assert sandbox.run(tool).ok
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        del sandbox
+        gc.collect()
+    assert ["not closed" in str(w.message) for w in said if w.category is ResourceWarning] == [True]
+    assert not os.path.exists(f"/proc/{spawner}")
+    assert set(os.listdir("/proc/self/fd")) == opened
+    sandbox = Sandbox(cache=cache, jails=0)
+    sandbox.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del sandbox
+        gc.collect()
+
+
+def test_a_forked_child_leaves_its_parents_cells_alone(
+    ww: Ww, tool_path: Path, cache: Path, leftovers: type[Leftovers]
+) -> None:
+    program = """
+import os, sys
+from sandbox import Sandbox, Spawner, SpawnerError
+path, cache = sys.argv[1:]
+spawner = Spawner.start(cache)
+with Sandbox(cache=cache) as sandbox, Sandbox(spawner=spawner) as borrowed:
+    connection = spawner.connect()
+    assert sandbox.run(path).ok and borrowed.run(path).ok
+    child = os.fork()
+    if not child:
+        for run in (lambda: sandbox.run(path), lambda: borrowed.run(path), spawner.connect):
+            try:
+                run()
+            except SpawnerError as error:
+                assert "forked from" in str(error), error
+            else:
+                raise AssertionError("it ran")
+        with sandbox, borrowed:
+            pass
+        connection.close()
+        spawner.close()
+        with Sandbox(cache=cache) as own:
+            assert own.run(path).ok
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    # The same spawners, on the same connections.
+    assert sandbox.run(path).ok and borrowed.run(path).ok
+    connection.close()
+spawner.close()
+print("done")
+"""
+    with leftovers(ww):
+        command = [sys.executable, "-c", program, str(tool_path), str(cache)]
+        done = subprocess.run(command, cwd=REPO, capture_output=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"done\n", b"")
+
+
+_UNREADY = {
+    "broken": "raise SystemExit(1)",
+    "refusing": (
+        "import sys; sys.path[:] = sys.argv[8:]; del sys.argv[8:]\n"
+        "import os\n"
+        "def denied(groups): raise PermissionError(1, 'Operation not permitted')\n"
+        "os.setgroups = denied; os.geteuid = lambda: 0\n"
+        "from sandbox.spawner import main; main()\n"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("boot", "kind"),
+    [("broken", SpawnerError), ("refusing", JailError)],
+    ids=["broken", "refusing"],
+)
+def test_a_spawner_that_cannot_get_ready_keeps_nobody_waiting(
+    cache: Path, tool: Cell, monkeypatch: pytest.MonkeyPatch, boot: str, kind: type[SandboxError]
+) -> None:
+    monkeypatch.setattr("sandbox.client._BOOT", _UNREADY[boot])
+    with Sandbox(cache=cache, jails=1) as sandbox:
+        for _ in range(3):
+            with pytest.raises(kind) as caught:
+                sandbox.run(tool)
+            assert boot == "broken" or "setgroups: Operation not permitted" in str(caught.value)
+
+
+def test_a_cache_is_found_once(tool: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="cache is empty"):
+        Sandbox(cache="")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    with Sandbox(cache="cache", jails=0) as sandbox:
+        monkeypatch.chdir(tmp_path / "two")
+        os.kill(_children()[-1], signal.SIGKILL)
+        with contextlib.suppress(SpawnerError):
+            sandbox.run(tool)
+        assert sandbox.run(tool).ok
+    assert os.listdir(tmp_path / "one") == ["cache"]
+    assert os.listdir(tmp_path / "two") == []
 
 
 def test_a_spawner_that_was_killed_is_followed_by_another(cache: Path, tool: Cell) -> None:

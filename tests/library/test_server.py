@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import Cell, CellExecutor, Sandbox, Spawner, SpawnerError, connect, grant
+from sandbox import (
+    Cell,
+    CellExecutor,
+    CellKilled,
+    Connection,
+    Sandbox,
+    Spawner,
+    SpawnerError,
+    connect,
+    grant,
+)
 from tests.conftest import Ww
 from tests.library.conftest import Pipe
 
@@ -100,7 +110,28 @@ def test_a_server_that_comes_again_is_used_again(server: Server, tool: Cell, pip
         assert executor.submit(tool).result().ok
 
 
-def test_more_workers_than_a_server_takes_fail_alone(ww: Ww, tool: Cell, pipe: Pipe) -> None:
+def test_more_workers_than_a_server_takes_wait_for_each_other(
+    ww: Ww, tool: Cell, pipe: Pipe
+) -> None:
+    server = Server(ww)
+    server.start("--per-client", "1")
+    try:
+        with CellExecutor(3, server=server.path) as executor:
+            offers = [grant("OUT", pipe.writer, move=True)]
+            first = executor.submit(tool, ["tell=OUT", "spin"], offers)
+            pipe.wait_for_word()
+            waiting = [executor.submit(tool, [f"exit={n}"]) for n in range(5)]
+            # Both others have a worker by now, or will; one that is killed waits for nobody.
+            killed = executor.submit(tool, ["exit=9"])
+            assert killed.kill()
+            assert not first.done()
+            assert first.kill()
+            assert [future.result(timeout=60).exit_code for future in waiting] == list(range(5))
+    finally:
+        server.end()
+
+
+def test_one_that_waits_for_a_connection_can_be_killed(ww: Ww, tool: Cell, pipe: Pipe) -> None:
     server = Server(ww)
     server.start("--per-client", "1")
     try:
@@ -108,12 +139,48 @@ def test_more_workers_than_a_server_takes_fail_alone(ww: Ww, tool: Cell, pipe: P
             offers = [grant("OUT", pipe.writer, move=True)]
             first = executor.submit(tool, ["tell=OUT", "spin"], offers)
             pipe.wait_for_word()
-            with pytest.raises(SpawnerError, match="refuses"):
-                executor.submit(tool).result()
+            second = executor.submit(tool)
+            while not second.running():
+                time.sleep(0.01)
+            assert second.kill()
+            assert isinstance(second.exception(timeout=60), CellKilled)
             assert not first.done()
             first.kill()
     finally:
         server.end()
+
+
+def test_a_server_that_is_full_of_others_refuses_and_nothing_ran(ww: Ww, tool: Cell) -> None:
+    server = Server(ww)
+    server.start("--per-client", "1")
+    try:
+        sandbox = Sandbox(server=server.path)
+        with sandbox:
+            other = _connected(server)
+            with pytest.raises(SpawnerError, match=r"busy: .*; the cell did not run"):
+                sandbox.run(tool)
+            other.close()
+    finally:
+        server.end()
+
+
+def _connected(server: Server) -> Connection:
+    """Connect, as soon as the server has noticed that a connection before has ended."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return connect(str(server.path))
+        except SpawnerError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_where_no_server_is_its_path_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere/socket"):
+        Sandbox(server="/nowhere/socket")
+    long = f"/{'x' * 200}"  # more than fits into sun_path of unix(7)
+    with pytest.raises(OSError, match=f"{long}: .*too long"):
+        Sandbox(server=long)
 
 
 def test_where_no_server_is_nothing_begins(ww: Ww) -> None:
