@@ -195,6 +195,19 @@ cgroups.join = refuse
     _fails_closed(ww, hello, leftovers, variant(patch), "cgroup", "No such device")
 
 
+def test_a_jail_that_can_have_no_line_to_the_spawner_is_not_made(
+    ww_account: Ww, hello: Path, leftovers: LeftoversFixture
+) -> None:
+    patch = """
+import types
+from sandbox import waiting
+def refuse(*args):
+    raise OSError(24, "Too many open files")
+waiting.socket = types.SimpleNamespace(**{**vars(waiting.socket), "socketpair": refuse})
+"""
+    _fails_closed(ww_account, hello, leftovers, variant(patch), "lifeline", "Too many open files")
+
+
 def test_no_step_is_without_a_fault() -> None:
     # Whoever adds a step adds its case: the names are read from the source.
     cases = {*CHILD_STEPS, *SPAWNER_STEPS, "mounts.reopen_tree", "mounts.clone_tree"}

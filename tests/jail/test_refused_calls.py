@@ -94,7 +94,7 @@ def prctl(option: int, number: int = errno.EPERM) -> ExactRule:
 
 # SIGCONT is the spawner's, which sets it first.
 TIE: ExactRule = ["prctl", errno.EPERM, [0, "eq", PR_SET_PDEATHSIG], [1, "eq", signal.SIGKILL]]
-# The socket to the child; the runner has a stream.
+# The spawner's socket to its zygote, before those to jails; the runner has a stream.
 LINE: ExactRule = ["socketpair", errno.EMFILE, [1, "eq", SOCK_SEQPACKET | SOCK_CLOEXEC]]
 # The runner's memory can be sealed.
 MEMORY: ExactRule = ["memfd_create", errno.ENOMEM, [1, "eq", os.MFD_CLOEXEC]]
@@ -106,7 +106,7 @@ MOUNT_PROC: ExactRule = ["fsmount", errno.EPERM, [2, "eq", 0xF]]
 EXACT_STEPS: list[tuple[ExactRule, str]] = [
     (prctl(PR_SET_PDEATHSIG), "spawner"),
     (TIE, "lifeline"),
-    (LINE, "lifeline"),
+    (LINE, "spawner"),
     (MEMORY, "spawner"),
     (prctl(PR_SET_NAME), "session"),
     (prctl(PR_SET_DUMPABLE), "session"),
