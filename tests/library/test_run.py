@@ -34,7 +34,8 @@ from sandbox import (
 )
 from sandbox.encoding import encode
 from sandbox.library.job import Job
-from tests.conftest import REPO, Leftovers, Ww
+from tests.conftest import CAN_BE_ROOT, REPO, Leftovers, Ww
+from tests.features import needs
 from tests.library.conftest import Pipe
 
 
@@ -267,7 +268,7 @@ def test_an_id_that_the_kernel_would_cut_is_refused(ids: dict[str, int]) -> None
         Sandbox(**ids)  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's group may be the one with id 0")
+@needs("root", CAN_BE_ROOT, "an ordinary user's group may be the one with id 0")
 def test_cells_never_have_the_group_of_root() -> None:
     with pytest.raises(ValueError, match="root"):
         Sandbox(gid=0)
