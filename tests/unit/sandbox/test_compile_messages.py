@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import Limits, Outcome, Plan, Spawner, SpawnerError, wire
+from sandbox import Connection, Limits, Outcome, Plan, Spawner, SpawnerError, wire
 from tests.conftest import EXAMPLES
 
 HELLO = EXAMPLES / "hello" / "hello.wasm"
@@ -61,11 +61,10 @@ class Noted:
 
 
 @pytest.fixture
-def spawner() -> Iterator[tuple[Spawner, socket.socket]]:
+def spawner() -> Iterator[tuple[Connection, socket.socket]]:
     """The runner's side of a connection, whose other side the test plays."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    made = Spawner.__new__(Spawner)
-    made._channel = ours
+    made = Connection(ours)
     with ours, theirs:
         yield made, theirs
 
@@ -85,7 +84,7 @@ def taken(theirs: socket.socket) -> bytes:
 
 
 def test_the_runner_lets_the_cell_go_on_when_nothing_is_shown_any_more(
-    spawner: tuple[Spawner, socket.socket], cell: int
+    spawner: tuple[Connection, socket.socket], cell: int
 ) -> None:
     runner, theirs = spawner
     noted = Noted()
@@ -111,7 +110,7 @@ def test_the_runner_lets_the_cell_go_on_when_nothing_is_shown_any_more(
 
 
 def test_the_runner_lets_the_cell_go_on_where_nothing_is_to_be_shown(
-    spawner: tuple[Spawner, socket.socket], cell: int
+    spawner: tuple[Connection, socket.socket], cell: int
 ) -> None:
     runner, theirs = spawner
 
@@ -129,7 +128,7 @@ def test_the_runner_lets_the_cell_go_on_where_nothing_is_to_be_shown(
 
 @pytest.mark.parametrize("compile_only", [False, True])
 def test_what_is_shown_ends_when_the_spawner_does(
-    spawner: tuple[Spawner, socket.socket], cell: int, compile_only: bool
+    spawner: tuple[Connection, socket.socket], cell: int, compile_only: bool
 ) -> None:
     runner, theirs = spawner
     noted = Noted()
@@ -149,7 +148,7 @@ def test_what_is_shown_ends_when_the_spawner_does(
 
 
 def test_what_is_shown_ends_when_a_signal_asks_for_that(
-    spawner: tuple[Spawner, socket.socket], cell: int
+    spawner: tuple[Connection, socket.socket], cell: int
 ) -> None:
     class Asked(BaseException):
         pass
