@@ -99,15 +99,13 @@ class ReadyJails:
         """Be the thread."""
         kind = ORDINARY
         while self._wait_for_room():
-            jail = None
             # A defect must not be the end of all of them; a cell that meets it says what it is.
             with suppress(Exception):
                 jail = self._make(kind, self._ids)
-            if jail is not None and jail.get_ready():
-                with self._changed:
-                    self._jails.append(jail)
-                continue
-            if jail is not None:
+                if jail.get_ready():
+                    with self._changed:
+                        self._jails.append(jail)
+                    continue
                 jail.give_up()
             # Where no proc may be mounted, cells without pathlinks run all the same.
             kind = kind._replace(proc=not kind.proc)
