@@ -10,9 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import wasmtime
 
-from sandbox import Grant, Limits, Outcome, Plan, Spawner, SpawnerError, client
+from sandbox import Grant, Limits, Outcome, Plan, Spawner, SpawnerError, cgroups, client
+from sandbox.limits import HOST_MEMORY
 from tests.conftest import EXAMPLES, BuildFunction
+from tests.features import lacks
 from tests.jail.inside import JAIL, name_of, zygote_of
 from tests.probes.variant import BEGIN
 
@@ -246,6 +249,58 @@ def test_a_zygote_that_dies_over_a_clone_ends_the_spawner_and_the_clone(tmp_path
         with pytest.raises(SpawnerError):
             run(started, plan_for(code), code)
         until(lambda: not os.path.exists(f"/proc/{started.pid}/exe"))
+
+
+# Reads from its standard input, and ends.
+READING = """(module
+  (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "_start")
+    (i32.store (i32.const 4) (i32.const 16))
+    (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 32)))))"""
+
+
+def group_limits(pid: int) -> tuple[int, int]:
+    """The limits of memory and of processes of the control groups that a process is in."""
+    files = {"memory": ("memory.limit_in_bytes", "memory.max"), "pids": ("pids.max", "pids.max")}
+    found = {}
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        for name, (one, two) in files.items():
+            if name in controllers.split(","):
+                found[name] = Path(f"/sys/fs/cgroup/{name}{path}/{one}")
+            elif not controllers and Path(f"/sys/fs/cgroup{path}/{two}").exists():
+                found.setdefault(name, Path(f"/sys/fs/cgroup{path}/{two}"))
+    return int(found["memory"].read_text()), int(found["pids"].read_text())
+
+
+@pytest.mark.parametrize("memory", [64 << 20, 3 << 30], ids=["less", "more"])
+def test_the_control_group_of_a_jail_made_in_advance_gets_the_plans_limits(
+    tmp_path: Path, memory: int
+) -> None:
+    if not cgroups.available():
+        lacks("cgroup", f"no control group can be made: {cgroups.reason()}")
+    code = bytes(wasmtime.wat2wasm(READING))
+    plan = plan_for(code, limits=LIMITS._replace(memory=memory, pids=5))
+    null, cell = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), os.memfd_create("code")
+    os.write(cell, code)
+    os.lseek(cell, 0, os.SEEK_SET)
+    seen = []
+    with spawner(tmp_path) as started:
+        started.compile(plan, cell)
+        before = fill(started)
+        reader, writer = os.pipe()
+
+        def look() -> None:
+            (pid,) = (pid for pid in before if name_of(pid) == "cell")
+            seen.append(group_limits(pid))
+            os.close(writer)
+
+        outcome = started.run(plan, cell, [reader, null, null], look)
+    for fd in (null, cell, reader):
+        os.close(fd)
+    assert outcome.kind == "exit"
+    assert seen == [(memory + HOST_MEMORY, 5)]
 
 
 REFUSED = """
