@@ -496,6 +496,8 @@ def _choose(standing: hierarchies.Standing) -> Place:
             return Place(2, base, base)
         except delegation.Unusable as error:
             reasons.append(f"version 2: {error}")
+    elif standing.shut:
+        reasons.append(f"version 2: {standing.shut}")
     missing = [name for name in CONTROLLERS if name not in standing.legacy]
     if len(missing) < len(CONTROLLERS) or not reasons:
         refused = [

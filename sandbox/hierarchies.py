@@ -51,10 +51,12 @@ class Standing(NamedTuple):
         unified: The group of the version 2 hierarchy, if that is mounted.
         legacy: The groups by version 1 controller, as far as these are mounted. Controllers that
             share a hierarchy share a group.
+        shut: Why its group of version 2 cannot be opened though that is mounted, or "".
     """
 
     unified: Group | None
     legacy: dict[str, Group]
+    shut: str = ""
 
     def close(self, kept: Collection[Group] = ()) -> None:
         """Close the descriptors, but for those of some groups."""
@@ -75,18 +77,20 @@ def stand(controllers: Iterable[str], proc: str = _PROC) -> Standing:
     """
     member = read_memberships(_read(f"{proc}/cgroup"))
     mounts = read_mounts(_read(f"{proc}/mountinfo"))
-    unified = _open("", member, [m for m in mounts if m.kind == "cgroup2"])
+    shut: list[OSError] = []
+    unified = _open("", member, [m for m in mounts if m.kind == "cgroup2"], shut)
     legacy: dict[str, Group] = {}
     for controller in controllers:
         places = [m for m in mounts if m.kind == "cgroup" and controller in m.options]
-        found = _open(controller, member, places)
+        found = _open(controller, member, places, [])
         if found is None:
             continue
         shared = next((g for g in legacy.values() if g.path == found.path), None)
         if shared is not None:
             os.close(found.fd)
         legacy[controller] = shared or found
-    return Standing(unified, legacy)
+    why = f"{shut[0].filename}: {shut[0].strerror}" if shut and unified is None else ""
+    return Standing(unified, legacy, why)
 
 
 def read_memberships(text: str) -> dict[str, str]:
@@ -148,8 +152,10 @@ def locate(path: str, mount: Mount) -> str | None:
     return f"{mount.point}{path[len(root) :]}".rstrip("/") or "/"
 
 
-def _open(controller: str, member: dict[str, str], mounts: list[Mount]) -> Group | None:
-    """Open this process's group through the first mount that shows it."""
+def _open(
+    controller: str, member: dict[str, str], mounts: list[Mount], shut: list[OSError]
+) -> Group | None:
+    """Open this process's group through the first mount that shows it; note what would not open."""
     if controller not in member:
         return None
     for mount in mounts:
@@ -158,8 +164,10 @@ def _open(controller: str, member: dict[str, str], mounts: list[Mount]) -> Group
             continue
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            continue  # the group was removed, or a parent of the mount point is not for us
+        except OSError as error:
+            # The group was removed, or a directory above it is not for us.
+            shut.append(error)
+            continue
         # Something else may be mounted over it.
         if os.fstat(fd).st_dev == mount.device:
             return Group(fd, path)

@@ -150,7 +150,12 @@ def test_what_is_covered_by_another_file_system_is_passed_over(
 def test_a_group_that_was_removed_is_not_found(proc: ProcFactory, tmp_path: Path) -> None:
     (tmp_path / "unified").mkdir()
     where = proc("0::/gone (deleted)\n", ("unified", "cgroup2", "rw"))
-    assert hierarchies.stand((), where) == (None, {})
+    gone = f"{tmp_path}/unified/gone (deleted): No such file or directory"
+    assert hierarchies.stand((), where) == (None, {}, gone)
+
+
+def test_where_nothing_is_mounted_nothing_is_shut(proc: ProcFactory) -> None:
+    assert hierarchies.stand(("memory",), proc("0::/\n4:memory:/\n")) == (None, {}, "")
 
 
 def test_a_name_that_is_not_utf_8_is_found(proc: ProcFactory, tmp_path: Path) -> None:
