@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from runner.cells import FetchOptions
+from runner.commands.command import Group
 from runner.commands.options import (
     content_options,
     debug_option,
@@ -22,7 +23,7 @@ from sandbox import Isolation
 _FIELDS = ("wall", "cpu", "fuel", "memory")
 
 
-@click.group()
+@click.group(cls=Group)
 def cache() -> None:
     """Work with the compiled forms of cells that ww keeps.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from runner.commands.command import Group
 from runner.commands.options import debug_option
 from runner.errors import EXIT_USAGE, WwError, printable
 from runner.output import STDOUT, print_on_stderr, print_on_stdout
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from runner.content.carstore import Scope
 
 
-@click.group()
+@click.group(cls=Group)
 def car() -> None:
     """Carry content as CAR files: all of its blocks in one file, to be verified by its CID."""
 

@@ -2,10 +2,11 @@
 
 import click
 
+from runner.commands.command import Command
 from runner.commands.options import debug_option
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @debug_option
 def doctor(as_json: bool) -> int:

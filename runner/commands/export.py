@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from runner.commands.command import Command
 from runner.commands.options import debug_option
 from runner.errors import EXIT_USAGE, WwError
 from runner.output import print_on_stdout
@@ -13,7 +14,7 @@ from runner.output import print_on_stdout
 _PROFILES = ("unixfs-v0-2015", "unixfs-v1-2025")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--cid-version",
     type=click.IntRange(0, 1),

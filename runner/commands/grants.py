@@ -4,11 +4,12 @@ import os
 
 import click
 
+from runner.commands.command import Group
 from runner.commands.options import debug_option
 from runner.output import print_on_stdout
 
 
-@click.group()
+@click.group(cls=Group)
 def grants() -> None:
     """Work with tables of grants."""
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from runner.commands.command import Command
 from runner.commands.options import content_options, debug_option
 from runner.errors import EXIT_USAGE, WwError
 from runner.output import print_on_stdout
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from runner.cells import FetchOptions
 
 
-@click.command("import")
+@click.command("import", cls=Command)
 @click.option(
     "-o", "--output", metavar="DEST", help="Where to bring it; the same as the second argument."
 )

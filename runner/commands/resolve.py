@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from runner.commands.command import Command
 from runner.commands.options import content_options, debug_option
 from runner.output import print_on_stdout
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from runner.cells import FetchOptions
 
 
-@click.command()
+@click.command(cls=Command)
 @content_options
 @debug_option
 @click.argument("path")

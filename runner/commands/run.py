@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from runner.commands import flags
+from runner.commands.command import Command
 from runner.commands.flags import RUN
 from runner.commands.options import debug_option, limit_options, option
 from runner.commands.state import DEBUG, HEAD_START, INHERITED
@@ -13,7 +14,7 @@ from runner.launch import launch
 from runner.limits import FLAGS
 
 
-class _RunCommand(click.Command):
+class _RunCommand(Command):
     """A command with options whose value is optional.
 
     click gives such an option the argument that follows it, and here that is the cell.
@@ -28,12 +29,7 @@ class _RunCommand(click.Command):
             if args[at] in bare:
                 args[at] = f"{args[at]}={bare[args[at]]}"
             at += 2 if args[at] in values else 1
-        try:
-            return super().parse_args(ctx, args)
-        except click.UsageError as error:
-            # click's parser does not say which command an option without its value is of.
-            error.ctx = error.ctx or ctx
-            raise
+        return super().parse_args(ctx, args)
 
 
 def _is_switch(param: click.Parameter) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from runner.commands.command import Group
 from runner.commands.options import content_options, debug_option
 from runner.errors import EXIT_FAILURE, EXIT_LIMIT, EXIT_NOT_FOUND, WwError, printable
 from runner.output import STDOUT, print_on_stdout
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from runner.content.cid import Cid
 
 
-@click.group()
+@click.group(cls=Group)
 def store() -> None:
     """Work with the embedded blockstore.
 

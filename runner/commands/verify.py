@@ -2,12 +2,13 @@
 
 import click
 
+from runner.commands.command import Command
 from runner.commands.options import debug_option
 from runner.errors import EXIT_USAGE, WwError
 from runner.output import print_on_stdout
 
 
-@click.command()
+@click.command(cls=Command)
 @debug_option
 @click.argument("cid")
 @click.argument("file", type=click.Path())
