@@ -25,6 +25,7 @@ FEATURES = {
     "cgroup2": "version 2 of control groups, with a controller that can be handed on",
     "memory": "1 GiB of it is free",
     "systemd": "systemd-socket-activate and systemd-analyze (systemd need not run)",
+    "install": "scripts/install set up this tree, and has nothing more to do",
     "npm": "node, and the packages that scripts/test installs with npm",
     "packages": "the packages of tests/packages.txt, which scripts/test unpacks",
     "vagrant": "vagrant, to check the Vagrantfile",

@@ -107,9 +107,6 @@ def test_the_tests_that_are_chosen_for_the_machine_exist() -> None:
     chosen = found[1].split()
     assert len(chosen) > 3
     assert [name for name in chosen if not (REPO / name).exists()] == []
-    ignored = re.findall(r"--ignore (\S+?\.py)", text)
-    assert ignored
-    assert [name for name in ignored if not (REPO / name).exists()] == []
 
 
 def test_what_only_the_machine_can_test_is_not_collected_elsewhere() -> None:
