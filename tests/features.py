@@ -32,6 +32,7 @@ FEATURES = {
     "bwrap": "bubblewrap, as a sandbox to run ww in",
     "openssl": "openssl, to make a certificate",
     "x86-64": "an x86-64 processor",
+    "processor": "a real processor, or a virtual one: not one that qemu emulates",
 }
 
 # What a program belongs to that scripts/test installs.

@@ -19,8 +19,15 @@ from scripts.benchmarks.contest import Comparison, Missing, Result, Row, Target,
 from scripts.benchmarks.report import Report
 from scripts.benchmarks.rows import ROWS, chosen
 from tests.conftest import BUILD, REPO
+from tests.features import needs
 
 BENCH = REPO / "scripts" / "bench"
+
+# A row takes seconds, and many minutes where every instruction is emulated; what it says there is
+# of nobody's use.
+measures = needs(
+    "processor", "QEMU TCG" not in Path("/proc/cpuinfo").read_text(), "there is nothing to measure"
+)
 
 
 def bench(*args: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -60,6 +67,7 @@ def check_ours(row: dict[str, Any]) -> None:
     assert len({len(samples) for samples in row["samples"].values()}) == 1
 
 
+@measures
 def test_rows_of_starting_run(tmp_path: Path) -> None:
     found = measured(tmp_path, "warm", "throughput", "run")
     assert set(found) == {"warm", "warm-ready", "throughput", "run", "run-served"}
@@ -67,6 +75,7 @@ def test_rows_of_starting_run(tmp_path: Path) -> None:
         check_ours(row)
 
 
+@measures
 def test_rows_of_work_run(tmp_path: Path) -> None:
     found = measured(tmp_path, "copy-pipe-64k", "copy-file-4k", "call", "compute-run")
     assert set(found) == {"copy-pipe-64k", "copy-file-4k", "call", "compute-run"}
@@ -74,6 +83,7 @@ def test_rows_of_work_run(tmp_path: Path) -> None:
         check_ours(row)
 
 
+@measures
 def test_rows_of_content_and_size_run(tmp_path: Path) -> None:
     found = measured(tmp_path, "verify", "grants", "at-once", "size")
     assert set(found) == {"verify", "grants", "at-once", "size"}
@@ -81,6 +91,7 @@ def test_rows_of_content_and_size_run(tmp_path: Path) -> None:
         check_ours(row)
 
 
+@measures
 def test_the_row_of_memory_runs_or_says_why_not(tmp_path: Path) -> None:
     row = measured(tmp_path, "memory")["memory"]
     if os.geteuid() == 0:
@@ -89,6 +100,7 @@ def test_the_row_of_memory_runs_or_says_why_not(tmp_path: Path) -> None:
         assert "only root" in str(row["absent"])
 
 
+@measures
 def test_a_peer_that_is_not_there_is_named_and_the_rest_is_measured(tmp_path: Path) -> None:
     (tmp_path / "zig").symlink_to(BUILD / "zig")
     row = measured(tmp_path, "warm", WW_TEST_BUILD=str(tmp_path))["warm"]
