@@ -166,3 +166,18 @@ install_dev() {
 # Zig keeps what it compiles (a C library for each target, 40 s the first time) under the tree,
 # so that a clone leaves nothing in anybody's home directory.
 export ZIG_GLOBAL_CACHE_DIR=$repo/build/zig/global ZIG_LOCAL_CACHE_DIR=$repo/build/zig/local
+
+# The cells that other projects publish. Their packages pin old engines and one of them brings a top-level
+# package called `sandbox`, so they are unpacked beside the environment and never installed into it.
+install_test_packages() {
+    local list=$repo/tests/packages.txt target=$repo/build/test-packages key
+    key=$(sha256sum -- "$list" | cut -d ' ' -f 1)
+    [ "$(cat -- "$target/.setup" 2>/dev/null)" != "$key" ] || return 0
+    say "unpacking the packages of tests/packages.txt into $target"
+    rm -rf -- "$target" "$target.new"
+    # -qq: two of them have a folder `bin`, about which pip warns; nothing in the second one is used.
+    "$venv_python" -m pip install -qq --no-deps --target "$target.new" -r "$list" ||
+        die "pip could not unpack the packages of tests/packages.txt"
+    printf '%s\n' "$key" >"$target.new/.setup"
+    mv -- "$target.new" "$target"
+}

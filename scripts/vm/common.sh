@@ -4,6 +4,9 @@
 
 : "${repo:?set by the script that sources this file}"
 
+# Where mke2fs and sfdisk are, which do without root here; a user's PATH on Debian has neither.
+PATH=$PATH:/usr/sbin:/sbin
+
 # All that these scripts make is below here.
 vm=$repo/build/vm
 # Where the tree and the parts that are made for it are in the machine; guest/init puts them there.

@@ -2,9 +2,9 @@
 
     python tests/ci/deny_proc.py command...
 
-So does AppArmor on Ubuntu 24.04 to what has no profile: a user namespace can be made, and then
-nothing can be done with it. Landlock is a security module like it, and asked at the same place of
-the kernel; it also refuses every mount, as AppArmor does there.
+As a security module may that confines all of ww: a user namespace can be made, and then nothing
+can be done with it. Landlock is one, and asked at the same place of the kernel as others; it also
+refuses every mount.
 """
 
 import ctypes

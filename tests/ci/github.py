@@ -36,7 +36,8 @@ class Result:
 
     Attributes:
         code: The exit code of the step that failed, or 0.
-        log: Everything that was written, by any step.
+        log: Everything that was written to stdout, by any step.
+        errors: What was written to stderr. The runner shows both, in an order of its own.
         ran: The steps that were run, by their names.
         outputs: The outputs of the action.
         path: What later steps find on their PATH.
@@ -44,6 +45,7 @@ class Result:
 
     code: int = 0
     log: str = ""
+    errors: str = ""
     ran: list[str] = field(default_factory=list)
     outputs: dict[str, str] = field(default_factory=dict)
     path: list[str] = field(default_factory=list)
@@ -131,12 +133,12 @@ class Runner:
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            capture_output=True,
             timeout=300,
             check=False,
         )
         result.log += done.stdout.decode(errors="replace")
+        result.errors += done.stderr.decode(errors="replace")
         result.code = done.returncode
         result.path += path.read_text().split()
         for line in output.read_text().splitlines():

@@ -206,6 +206,18 @@ def test_the_runner_obeys_no_command_of_what_a_cell_writes(runner: Runner) -> No
     word, written, end = found.groups()
     assert word == end
     assert "::error::from the cell" in written
+    # What a cell says on stderr comes by the same pipe; of two, the runner keeps no order.
+    (runner.workspace / "in.txt").touch()
+    said = runner.run(
+        only=[RUN],
+        cell=CAT,
+        open="3<in.txt\n4>out.txt",
+        flags="--fd\ninput=3,mode=r\n--fd=output=4,mode=w",
+    )
+    found = re.search(r"^::stop-commands::\S+\n(.*?)\n::\S+::\n", said.log, re.M | re.S)
+    assert found is not None, said.log
+    assert "input=10 output=11" in found[1]
+    assert (result.errors, said.errors) == ("", "")
     again = re.search(r"::stop-commands::(\S+)", runner.run(only=[RUN], cell=HELLO).log)
     assert again is not None
     assert again[1] != word
@@ -230,9 +242,12 @@ ATTACKS = [
     "name", [name for name in action["inputs"] if name not in ("lift-apparmor", "version")]
 )
 def test_no_input_is_a_command_of_the_shell(runner: Runner, name: str) -> None:
-    # Each takes a run of its own where it is the whole value.
-    separate = name in ("args", "flags", "open")
-    attacks = ["\n".join(ATTACKS)] if separate else [ATTACKS[0], *ATTACKS[2:4]]
+    # Each takes a run of its own where it is the whole value, or where the first ends the run.
+    attacks = [ATTACKS[0], *ATTACKS[2:4]]
+    if name in ("args", "flags"):
+        attacks = ["\n".join(ATTACKS)]
+    elif name == "open":
+        attacks = ATTACKS
     for attack in attacks:
         inputs = {"cell": HELLO, name.replace("-", "_"): attack}
         if name == "working-directory":
