@@ -7,7 +7,6 @@ import sys
 
 from runner.errors import WwError, printable
 from runner.output import STDERR, write
-from runner.signals import signal
 from sandbox import CACHE_SIZE, Spawner, SpawnerError, cache_home, connect
 
 TYPE_CHECKING = False
@@ -144,13 +143,9 @@ def discard(spawner: Connection) -> None:
 
     Of a server, only the connection ends.
     """
-    try:
-        if isinstance(spawner, Spawner):
-            os.kill(spawner.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return  # it has ended, and SIGCHLD is ignored
-    finally:
-        spawner.close()
+    if isinstance(spawner, Spawner):
+        spawner.kill()
+    spawner.close()
 
 
 def cache_size(environ: Mapping[str, str]) -> int | None:

@@ -279,7 +279,10 @@ def _give_up(cell: int, grants: GrantPlan) -> None:
         if not entry.grant.move or source is None:
             continue
         if source > 2:
-            os.close(source)
+            try:
+                os.close(source)
+            except OSError:
+                continue  # it tells of what was written to it before; the number is free anyway
         else:
             null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
             os.dup2(null, source, inheritable=False)

@@ -6,6 +6,7 @@ another's memory. What it is to run comes through a connection that serves once.
 
 import os
 import socket
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,8 +14,10 @@ from sandbox import watch, wire
 from sandbox.plan import Plan
 
 _CLONED = b"cloned "
-# Seconds that a jail may take to read a plan that is larger than the connection holds.
-_PATIENCE = 2.0
+# Seconds that a jail may take to read a plan that is larger than the connection holds: one that was
+# not ready reads it after most of its set-up, on a machine that may be busy.
+_PATIENCE = 30.0
+_LEAST = 0.001
 
 
 class Admission(NamedTuple):
@@ -36,19 +39,21 @@ class Admission(NamedTuple):
     cloned: bool
 
 
-def admit(channel: socket.socket, what: Admission) -> None:
+def admit(channel: socket.socket, what: Admission, deadline: float | None) -> None:
     """Send a jail what it is to hold; copies of the descriptors go there.
 
     Args:
         channel: Our end of its connection, which is closed.
         what: The numbers are this process's.
+        deadline: When to give up at the latest, on the monotonic clock.
 
     Raises:
         OSError: EPIPE if the jail is gone; ETOOMANYREFS if too many descriptors are on their way.
         TimeoutError: If it does not take what does not fit into the connection.
     """
     with channel:
-        channel.settimeout(_PATIENCE)
+        left = _PATIENCE if deadline is None else deadline - time.monotonic()
+        channel.settimeout(max(_LEAST, min(_PATIENCE, left)))
         fds = [what.code, *what.sources, *([] if what.content is None else [what.content])]
         wire.send(channel, (_CLONED if what.cloned else b"") + what.plan.encode(), fds)
 

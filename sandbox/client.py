@@ -222,9 +222,24 @@ class Spawner(Connection):
         """Wrap a process that :meth:`start` made."""
         self.pid = pid
         self._door = door
-        self._process = os.pidfd_open(pid)
         self._owner = os.getpid()
-        super().__init__(self._enter())
+        self._process = -1
+        try:
+            self._process = os.pidfd_open(pid)
+            super().__init__(self._enter())
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        """End a process that nobody will have."""
+        self._door.close()
+        with suppress(ProcessLookupError, ChildProcessError):
+            # It is our child, and nobody has waited for it.
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        if self._process >= 0:
+            os.close(self._process)
 
     @classmethod
     def start(
@@ -293,6 +308,10 @@ class Spawner(Connection):
         finally:
             theirs.close()
         return ours
+
+    def kill(self) -> None:
+        """Have the process end at once, whatever it does; :meth:`close` is still to follow."""
+        _kill([self._process])
 
     def close(self) -> None:
         """End the spawner and whatever it still runs, and wait until all of it is gone."""
@@ -466,13 +485,16 @@ def _in_leader_group() -> bool:
 
 
 def _end(processes: list[int]) -> None:
-    """Kill processes by their pidfds, which are closed.
+    """Kill processes by their pidfds, which are closed, and wait until they are gone.
 
     After an outcome there is none left. After the spawner's death there may be: the cell's
     process dies with it, unless it has become somebody else's and undone that.
     """
     _kill(processes)
     for pidfd in processes:
+        ended = select.poll()
+        ended.register(pidfd, select.POLLIN)
+        ended.poll(_PATIENCE_MS)
         os.close(pidfd)
 
 

@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Protocol
 
 from sandbox import cgroups, compiling, landlock, mounts, waiting, watch, wire
@@ -48,6 +48,8 @@ class Lane:
         self._zygote = zygote
         self._ready = ready
         self._starting = False
+        # Whether the last request's cell was let go.
+        self._started = False
         # Control groups of what has ended. Removing one takes longer than the runner should wait.
         self._left: list[cgroups.Cgroup] = []
 
@@ -56,6 +58,7 @@ class Lane:
         try:
             while (request := wire.receive(self._channel)) is not None:
                 payload, fds = request
+                self._started = False
                 self._is_starting(True)
                 try:
                     plan = Plan.decode(payload.removeprefix(wire.COMPILE))
@@ -67,14 +70,13 @@ class Lane:
                     raise
                 except OSError as error:
                     what = f"{error.filename or 'spawner'}: {error.strerror}"
-                    outcome = Outcome("jail", error.errno or 0, what, "spawner")
+                    outcome = self._failure(what, error.errno or 0)
                 except Exception as error:
                     # What a runner of another version sends, or a defect: of this connection only.
-                    what = f"{type(error).__name__}: {error}"
-                    outcome = Outcome("jail", what=what, step="spawner")
+                    outcome = self._failure(f"{type(error).__name__}: {error}")
                 finally:
                     self._is_starting(False)
-                    _close_all(fds)
+                    wire.close_all(fds)
                 wire.send(self._channel, outcome.encode())
                 self._clear_up()
                 self._ready.rest()
@@ -82,6 +84,11 @@ class Lane:
             pass  # the runner is gone, and its cell went with it
         except ValueError:
             pass  # what came is no request: whoever sent it hears the connection end
+        except OSError as error:
+            # No number is left for the descriptors of a request, which is lost.
+            with suppress(OSError):
+                what = f"recvmsg: {error.strerror}"
+                wire.send(self._channel, self._failure(what, error.errno or 0).encode())
         finally:
             self._clear_up()
             self._channel.close()
@@ -91,6 +98,12 @@ class Lane:
         if yes != self._starting:
             self._starting = yes
             (self._ready.begin if yes else self._ready.end)()
+
+    def _failure(self, what: str, code: int = 0) -> Outcome:
+        """Return what a failure of this side comes to: only before the start has nothing run."""
+        if self._started:
+            return Outcome("fault", what=what)
+        return Outcome("jail", code, what, "spawner")
 
     def _clear_up(self) -> None:
         """Remove what the last cell has left."""
@@ -151,7 +164,7 @@ class Lane:
         wire.send(self._channel, wire.COMPILED)
         answer = wire.receive(self._channel)
         if answer is not None:
-            _close_all(answer[1])
+            wire.close_all(answer[1])
         if answer is None or answer[0] != wire.GO_ON:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
@@ -165,11 +178,12 @@ class Lane:
             if cloned:
                 sources = _clone_trees(plan, sources, stack)
             admission = Admission(plan, artifact, sources, content, cloned)
-            child = self._jailed("cell", admission)
+            child = self._jailed("cell", admission, deadline)
 
             def started() -> None:
+                self._started = True
                 self._is_starting(False)
-                _close_all(fds)
+                wire.close_all(fds)
                 wire.send(self._channel, wire.STARTED, [child.pidfd])
 
             return self._wait(child, plan, deadline, started)
@@ -186,7 +200,8 @@ class Lane:
             messages = compiling.new_memory("messages")
             jailed = compiling.plan_for(plan)
             what = Admission(jailed, code, (artifact, messages), None, cloned=False)
-            outcome = self._wait(self._jailed("compiler", what), jailed, deadline)
+            child = self._jailed("compiler", what, deadline)
+            outcome = self._wait(child, jailed, deadline)
             failure = compiling.failure(outcome, messages)
             if failure is not None:
                 return failure
@@ -210,7 +225,7 @@ class Lane:
             self._left.append(child.cgroup)
         return watch.wait(child, self._channel.fileno(), plan.limits, deadline, on_entered)
 
-    def _jailed(self, name: Name, what: Admission) -> watch.Child:
+    def _jailed(self, name: Name, what: Admission, deadline: float | None) -> watch.Child:
         """Take a jail that is ready, or have one made, and give it what it is to hold.
 
         Raises:
@@ -227,17 +242,11 @@ class Lane:
         try:
             if "cgroup" in plan.required and jail.child.cgroup is None:
                 raise JailError("cgroup", "it is required, and none may be made here")
-            jail.admit(what)
+            jail.admit(what, deadline)
         except BaseException:
             jail.give_up()
             raise
         return jail.child
-
-
-def _close_all(fds: list[int]) -> None:
-    """Close descriptors, and forget their numbers."""
-    while fds:
-        os.close(fds.pop())
 
 
 # 32 bits, of which the last number means that there is none; the kernel drops what is above.

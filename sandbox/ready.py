@@ -102,7 +102,12 @@ class ReadyJails:
             # A defect must not be the end of all of them; a cell that meets it says what it is.
             with suppress(Exception):
                 jail = self._make(kind, self._ids)
-                if jail.get_ready():
+                try:
+                    ready = jail.get_ready()
+                except BaseException:
+                    jail.give_up()
+                    raise
+                if ready:
                     with self._changed:
                         self._jails.append(jail)
                     continue

@@ -43,11 +43,15 @@ class Waiting(NamedTuple):
     child: watch.Child
     channel: socket.socket
 
-    def admit(self, what: Admission) -> None:
+    def admit(self, what: Admission, deadline: float | None) -> None:
         """Give it its plan, and copies of the descriptors that are granted.
 
         One that does not take them is waited for by :func:`sandbox.watch.wait`, which keeps the
         cell's time.
+
+        Args:
+            what: That.
+            deadline: When the cell has to end, on the monotonic clock.
 
         Raises:
             JailError: If the limits of its control group cannot be set, or there is no room for
@@ -60,7 +64,7 @@ class Waiting(NamedTuple):
             except OSError as error:
                 raise _refused("cgroup", error, "limits") from error
         try:
-            admission.admit(self.channel, what)
+            admission.admit(self.channel, what, deadline)
         except (BrokenPipeError, ConnectionResetError, TimeoutError):
             pass  # it has ended, and says why on its line; or it is stopped
         except OSError as error:

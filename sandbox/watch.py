@@ -69,10 +69,19 @@ def first_word(child: Child, patience: float) -> bytes:
         The message; empty if the process ended without one, or does not say any.
     """
     poller = select.poll()
-    for source in (child.line, child.pidfd):
+    for source in _sources(child):
         poller.register(source, select.POLLIN)
     ready = dict(poller.poll(int(patience * 1000)))
     return _read(child.line) if child.line in ready else b""
+
+
+def _sources(child: Child) -> tuple[int, int]:
+    """Return what to wait for of a jailed process, in the order in which to look at them.
+
+    poll(2) looks at one after the other. What a process says comes before its end, so whoever finds
+    the end first finds what was said, too; the other way round it could be missed.
+    """
+    return child.pidfd, child.line
 
 
 def last_word(child: Child) -> JailError | None:
@@ -136,7 +145,7 @@ def _listen(
     """Return what the process said, or what the spawner decides; ``None`` if neither."""
     clock = syscalls.cpu_clock(child.pid)
     poller = select.poll()
-    for source in (runner, child.line, child.pidfd):
+    for source in (runner, *_sources(child)):
         poller.register(source, select.POLLIN)
     crowd = None if child.cgroup is None else child.cgroup.pids_events
     if crowd is not None:
@@ -216,10 +225,14 @@ def _judge(
     """Return how a process ended: what was told, or what its end and its use of things say."""
     if told is not None:
         return told
-    if cgroup is not None and cgroup.oom_killed():
-        return limit("host-memory")
-    if cgroup is not None and cgroup.pids_exceeded():
-        return limit("pids")
+    if cgroup is not None:
+        # A kernel that does not tell (of want of descriptors, say) does not undo what has run.
+        with suppress(OSError):
+            if cgroup.oom_killed():
+                return limit("host-memory")
+        with suppress(OSError):
+            if cgroup.pids_exceeded():
+                return limit("pids")
     if os.WIFEXITED(status):
         code = os.WEXITSTATUS(status)
         return Outcome("fault", what=f"the cell's process ended by itself, with {code}")

@@ -16,9 +16,10 @@ was sent with.
 
 from __future__ import annotations
 
+import os
 import sys
 
-from sandbox.light import socket
+from sandbox.light import socket, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +44,10 @@ COMPILING = b"compiling"
 COMPILED = b"compiled"
 GO_ON = b"go on"
 
+# The end of the other side is an error, and not a signal that may end a program of somebody else's.
+_QUIETLY = socket.MSG_NOSIGNAL
+# As :mod:`errno` has it, which is not worth its import; the same on every architecture.
+_EMFILE = 24
 # Bytes of a number: of a header's, and of a descriptor's, which is an int.
 _NUMBER = 4
 # SCM_MAX_FD of include/net/scm.h.
@@ -64,10 +69,10 @@ def send(channel: socket.socket, payload: bytes, fds: Sequence[int] = ()) -> Non
     Raises:
         OSError: As sendmsg(2) says; EPIPE if the other side is gone.
     """
-    channel.sendall(_numbers(len(payload), len(fds)) + payload)
+    channel.sendall(_numbers(len(payload), len(fds)) + payload, _QUIETLY)
     for start in range(0, len(fds), _FDS_AT_ONCE):
         group = _numbers(*fds[start : start + _FDS_AT_ONCE])
-        channel.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, group)])
+        channel.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, group)], _QUIETLY)
 
 
 def receive(channel: socket.socket) -> tuple[bytes, list[int]] | None:
@@ -83,7 +88,8 @@ def receive(channel: socket.socket) -> tuple[bytes, list[int]] | None:
     Raises:
         EOFError: If the connection ended inside a message.
         ValueError: If a message breaks the form.
-        OSError: As recvmsg(2) says. No descriptor stays open after an error.
+        OSError: As recvmsg(2) says; EMFILE if there is no number left for what was sent. No
+            descriptor stays open after an error.
     """
     header = _receive_bytes(channel, 2 * _NUMBER, may_end=True)
     if header is None:
@@ -99,10 +105,20 @@ def receive(channel: socket.socket) -> tuple[bytes, list[int]] | None:
         while len(fds) < count:
             fds += _receive_group(channel, min(count - len(fds), _FDS_AT_ONCE))
     except BaseException:
-        for fd in fds:
-            socket.close(fd)
+        close_all(fds)
         raise
     return payload or b"", fds
+
+
+def close_all(fds: list[int]) -> None:
+    """Close descriptors that came with a message, and forget their numbers.
+
+    An error tells of what somebody wrote to a file before (close(2)), and the number is free all
+    the same: so the rest is closed too, and nobody hears of it.
+    """
+    while fds:
+        with suppress(OSError):
+            socket.close(fds.pop())
 
 
 def hand_in(door: socket.socket, connection: int) -> None:
@@ -111,7 +127,8 @@ def hand_in(door: socket.socket, connection: int) -> None:
     Raises:
         OSError: As sendmsg(2) says.
     """
-    door.sendmsg([ENTER], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _numbers(connection))])
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, _numbers(connection))
+    door.sendmsg([ENTER], [rights], _QUIETLY)
 
 
 def _receive_bytes(channel: socket.socket, size: int, *, may_end: bool = False) -> bytes | None:
@@ -137,11 +154,14 @@ def _receive_group(channel: socket.socket, count: int) -> list[int]:
             fds += _read_numbers(value)
     if data and not flags & socket.MSG_CTRUNC and len(fds) == count:
         return fds
-    for fd in fds:
-        socket.close(fd)
+    count_came = len(fds)
+    close_all(fds)
     if not data:
         raise EOFError("connection ended inside a message")
-    raise ValueError(f"{len(fds)} descriptors arrived where {count} were announced")
+    if flags & socket.MSG_CTRUNC:
+        # There is room for as many as can come: this process has no number left for them.
+        raise OSError(_EMFILE, os.strerror(_EMFILE))
+    raise ValueError(f"{count_came} descriptors arrived where {count} were announced")
 
 
 def _numbers(*numbers: int) -> bytes:

@@ -138,7 +138,12 @@ class Zygote:
             except OSError as error:
                 what = f"sendmsg: {error.strerror}"
                 raise JailError("spawner", what, error.errno or 0) from error
-            answer = _receive(self._channel)
+            try:
+                answer = _receive(self._channel)
+            except BaseException:
+                # The answer would be taken for the next order's.
+                self.kill()
+                raise
         if not answer.isdigit():
             raise _failure(answer)
         pid = int(answer)

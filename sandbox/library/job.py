@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Final, NamedTuple, TypedDict
 
-from sandbox import granting
+from sandbox import granting, wire
 from sandbox.client import Connection
 from sandbox.errors import GrantError
 from sandbox.granting import GrantRequest, PlannedGrant
@@ -196,7 +196,7 @@ class Job:
 
     def close(self) -> None:
         """Close what it holds."""
-        _close_all(self._held)
+        wire.close_all(self._held)
         self._moved = []
         if self._own_cell is not None:
             self._own_cell.close()
@@ -205,7 +205,7 @@ class Job:
         """Close what was given away: that nobody else has it any more tells when the cell ends."""
         for fd in self._moved:
             self._held.remove(fd)
-        _close_all(self._moved)
+        wire.close_all(self._moved)
 
     def run(self, connection: Connection, house: House) -> Result:
         """Run the cell and wait for its end.
@@ -491,12 +491,6 @@ def _called(given: _Given) -> str:
     if isinstance(given.source, (str, os.PathLike)):
         return f"'{os.fsdecode(given.source)}'"
     return given.called
-
-
-def _close_all(fds: list[int]) -> None:
-    """Close descriptors, and forget their numbers."""
-    while fds:
-        os.close(fds.pop())
 
 
 def _output(opened: Opened, number: int, entries: list[PlannedGrant]) -> int | None:

@@ -2,13 +2,15 @@
 
 import errno
 import json
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import CAN_BE_ROOT, EXAMPLES, PROBES, BuildFunction, Leftovers, Ww
+from tests.conftest import CAN_BE_ROOT, EXAMPLES, PROBES, REPO, BuildFunction, Leftovers, Ww
 from tests.features import needs
 from tests.jail.inside import report, variant
 
@@ -118,6 +120,23 @@ chroot.{function} = fail
         done = ww.call([*variant(patch), "run", *WEAKER, HELLO])
     assert (done.returncode, done.stdout) == (67, b"")
     assert done.stderr.startswith(f"ww: error: jail: {step}: injected call: ".encode())
+
+
+@as_root
+def test_nothing_is_left_of_one_that_is_killed_while_it_changes_its_root(
+    leftovers: Callable[..., Leftovers],
+) -> None:
+    script = """
+import os, signal
+from sandbox import chroot
+def die(*args):
+    os.kill(os.getpid(), signal.SIGKILL)
+os.open = os.waitid = die
+chroot.leave_files()
+"""
+    with leftovers():
+        done = subprocess.run([sys.executable, "-c", script], cwd=REPO, check=False)
+    assert done.returncode == -signal.SIGKILL
 
 
 def test_an_ordinary_user_cannot_use_it(ww_account: Ww) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import CAN_BE_ROOT, REPO, Leftovers, Ww
+from tests.conftest import CAN_BE_ROOT, EXAMPLES, REPO, Leftovers, Ww
 from tests.features import needs
 from tests.jail.inside import running, variant, when_in_jail
 
@@ -390,3 +390,21 @@ def test_root_of_a_namespace_without_the_cells_id_is_67_and_told_why(
     done = ww_account.call(["unshare", "--map-root-user", *ww_account.command, "run", hello])
     assert done.returncode == 67
     assert b"setgroups: Operation not permitted (this root is one of a user" in done.stderr
+
+
+def test_a_failure_after_the_start_is_not_told_as_if_nothing_had_run(
+    ww: Ww, leftovers: Callable[..., Leftovers]
+) -> None:
+    patch = """
+from sandbox import wire
+send = wire.send
+def failing(channel, payload, fds=()):
+    if payload == wire.STARTED:
+        raise OSError(109, "Too many references", "sendmsg")
+    send(channel, payload, fds)
+wire.send = failing
+"""
+    with leftovers(ww):
+        done = ww.call([*variant(patch), "run", EXAMPLES / "hello" / "hello.wasm"])
+    assert done.returncode == 1
+    assert b"sendmsg: Too many references" in done.stderr

@@ -1,10 +1,14 @@
 """What travels between the runner, the spawner and the cell's process."""
 
+import errno
 import json
 import os
+import resource
+import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import get_args
@@ -13,7 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox import FdType, Grant, Mode, Outcome, Plan, wire
+from sandbox import FdType, Grant, Mode, Outcome, Plan, admission, wire
+from sandbox.admission import Admission
 from sandbox.outcome import Kind, Usage
 from sandbox.policy import FEATURES, Isolation, LimitName, Limits, Network
 
@@ -240,3 +245,60 @@ def test_a_count_of_descriptors_that_does_not_match_leaves_none_open(
         wire.receive(pair[1])
     assert open_count() == before
     os.close(null)
+
+
+def test_what_finds_no_number_left_is_told_and_leaves_none_open(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    fds = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]
+    wire.send(pair[0], b"payload", fds)
+    for fd in fds[2:]:
+        os.close(fd)
+    before = open_count()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fds[1] + 5, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files") as raised:
+            wire.receive(pair[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert raised.value.errno == errno.EMFILE
+    assert open_count() == before
+    wire.close_all(fds[:2])
+
+
+def test_one_that_cannot_be_closed_does_not_keep_the_others_open() -> None:
+    fds = [os.open("/dev/null", os.O_RDONLY) for _ in range(3)]
+    os.close(fds[1])
+    before = open_count()
+    wire.close_all(fds)
+    assert (fds, open_count()) == ([], before - 2)
+
+
+def test_the_end_of_the_other_side_is_an_error_where_it_would_be_a_signal(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    pair[1].close()
+    null = os.open("/dev/null", os.O_RDONLY)
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        with pytest.raises(BrokenPipeError):
+            wire.send(pair[0], b"payload", [null])
+        with pytest.raises(BrokenPipeError):
+            wire.hand_in(pair[0], null)
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+        os.close(null)
+
+
+@pytest.mark.parametrize("left", [0.05, -1.0])
+def test_a_jail_that_does_not_read_its_plan_keeps_nobody_longer_than_the_cells_time(
+    pair: tuple[socket.socket, socket.socket], left: float
+) -> None:
+    plan = Plan((), ("x" * (8 << 20),), (), 1, 1, "00")
+    code = os.memfd_create("code")
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        admission.admit(pair[0], Admission(plan, code, (), None, False), began + left)
+    assert time.monotonic() - began < 20
+    os.close(code)

@@ -362,11 +362,55 @@ def test_what_a_process_said_counts_more_than_its_group(runner: socket.socket) -
     assert told == Outcome("exit", 1)
 
 
-def test_a_group_that_cannot_be_asked_leaves_no_process(runner: socket.socket) -> None:
+def test_a_group_that_cannot_be_asked_changes_nothing_of_how_a_process_ended(
+    runner: socket.socket,
+) -> None:
     cgroup = FakeCgroup()
     cgroup.broken = True
-    with nothing_left(_die, cgroup) as child, pytest.raises(OSError, match="gone"):
-        watch.wait(child, runner.fileno(), LIMITS, None, lambda: None)
+    assert watched(runner, _die, cgroup=cgroup).kind == "signal"
+    cgroup.exceeded = True
+    assert watched(runner, _die, cgroup=cgroup) == limit("pids")
+
+
+def test_what_a_process_says_before_its_end_is_heard_whenever_that_is(
+    runner: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """poll(2) looks at one descriptor after the other, and here much happens in between."""
+    ours, theirs = socket.socketpair()
+
+    def say_and_end(line: socket.socket) -> None:
+        theirs.recv(1)
+        line.send(ENTERED)
+        line.send(Outcome("exit", 7).encode())
+
+    class Slow:
+        def __init__(self) -> None:
+            self.sources: list[int] = []
+
+        def register(self, source: int, _events: int) -> None:
+            self.sources.append(source)
+
+        def unregister(self, source: int) -> None:
+            self.sources.remove(source)
+
+        def poll(self, _patience: int | None) -> list[tuple[int, int]]:
+            ready = []
+            for source in self.sources:
+                one = real()
+                one.register(source, select.POLLIN)
+                ready += one.poll(0)
+                if source in (child.line, child.pidfd) and not told:
+                    told.append(ours.send(b"x"))
+                    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+            return ready
+
+    told: list[int] = []
+    real = select.poll
+    with ours, theirs, nothing_left(say_and_end) as child:
+        monkeypatch.setattr("sandbox.watch.select.poll", Slow)
+        outcome = watch.wait(child, runner.fileno(), LIMITS, None, lambda: None)
+        monkeypatch.undo()
+    assert (outcome.kind, outcome.code) == ("exit", 7)
 
 
 def test_what_a_process_said_is_heard_even_if_it_never_read_what_it_was_sent() -> None:
