@@ -21,6 +21,7 @@ from tests.conftest import CAN_BE_ROOT, BuildFunction, FdSource, Ww
 from tests.features import needs
 from tests.jail.inside import (
     AT,
+    HOLDS_TRUNCATION,
     LAST,
     MOUNTS_ONLY,
     SAVED,
@@ -505,8 +506,11 @@ def test_a_file_cannot_be_linked_or_moved_between_a_read_only_and_a_writable_dir
         fds={FOLDER: folder, 4: other, 9: folder / "file"},
     )
     results = tried.all()
-    refused = [results[i] for i in (0, 1, 2, 3, 6, 8, 9)]
+    refused = [results[i] for i in (0, 1, 2, 3, 9)]
     assert refused == [(-1, errno.EXDEV)] * len(refused)
+    # Before Linux 6.10 only a privileged process may link what has no name.
+    nameless = {results[i] for i in (6, 8)}
+    assert nameless <= {(-1, errno.EXDEV), (-1, errno.ENOENT)}
     assert [results[i] for i in (4, 10, 11, 12)] == [(-1, errno.EROFS)] * 4
     assert results[13] == (0, 0)
     assert os.listdir(other) == ["renamed"]
@@ -572,20 +576,22 @@ def test_a_file_of_a_read_only_directory_cannot_be_opened_again_to_write(
 ) -> None:
     # The descriptor was opened for both; its grant, and the directory's, is for reading.
     own = "/proc/self/fd/9"
+    cutting = [call("openat", CWD, own, os.O_TRUNC), call("truncate", own, 0)]
     with (folder / "file").open("r+b") as file:
         tried = perform(
             ww_account,
             "native",
             program,
             call("openat", CWD, own, os.O_RDONLY),
-            *[call("openat", CWD, own, how) for how in (os.O_WRONLY, os.O_RDWR, os.O_TRUNC)],
-            call("truncate", own, 0),
+            *[call("openat", CWD, own, how) for how in (os.O_WRONLY, os.O_RDWR)],
+            *(cutting if HOLDS_TRUNCATION else ()),
             flags=["--fd", "f=9,mode=r,target=9,pathlink=true", "--dir", f"{folder}:/d:ro"],
             fds={9: file},
         )
     first, *rest = tried.all()
     assert first[0] >= 0
-    assert rest == [(-1, errno.EACCES)] * 4
+    assert len(rest) == (4 if HOLDS_TRUNCATION else 2)
+    assert set(rest) == {(-1, errno.EACCES)}
     assert same(folder)
 
 
