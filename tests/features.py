@@ -10,6 +10,7 @@ what nobody can be asked for: another processor, a kernel built otherwise, a tes
 """
 
 import os
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -34,6 +35,9 @@ FEATURES = {
     "x86-64": "an x86-64 processor",
     "processor": "a real processor, or a virtual one: not one that qemu emulates",
 }
+
+# Where a minute's work takes half an hour, and no time means anything.
+EMULATED = "QEMU TCG" in Path("/proc/cpuinfo").read_text()
 
 # What a program belongs to that scripts/test installs.
 _PROGRAMS = {

@@ -19,15 +19,13 @@ from scripts.benchmarks.contest import Comparison, Missing, Result, Row, Target,
 from scripts.benchmarks.report import Report
 from scripts.benchmarks.rows import ROWS, chosen
 from tests.conftest import BUILD, REPO
-from tests.features import needs
+from tests.features import EMULATED, needs
 
 BENCH = REPO / "scripts" / "bench"
 
 # A row takes seconds, and many minutes where every instruction is emulated; what it says there is
 # of nobody's use.
-measures = needs(
-    "processor", "QEMU TCG" not in Path("/proc/cpuinfo").read_text(), "there is nothing to measure"
-)
+measures = needs("processor", not EMULATED, "there is nothing to measure")
 
 
 def bench(*args: str | Path, **env: str) -> subprocess.CompletedProcess[str]:

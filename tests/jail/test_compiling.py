@@ -23,7 +23,7 @@ import pytest
 import wasmtime
 
 from tests.conftest import CAN_BE_ROOT, EXAMPLES, ORDINARY_ID, Account, BuildFunction, Leftovers, Ww
-from tests.features import lacks
+from tests.features import EMULATED, lacks, needs
 from tests.jail.bombs import BOMBS
 from tests.jail.footprint import FLAT, MIB, footprint
 from tests.jail.inside import variant
@@ -784,7 +784,13 @@ REAL = {
 }
 
 
-@pytest.mark.parametrize("name", REAL)
+# Of 26 MB; emulated, that takes longer than a test waits for anything.
+LARGE = needs("processor", not EMULATED, "CPython takes minutes to compile")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=LARGE if name == "python" else ()) for name in REAL]
+)
 def test_real_cells_are_compiled_under_the_default_limits_and_only_once(
     ww: Ww, foreign_cell: BuildFunction, name: str
 ) -> None:
