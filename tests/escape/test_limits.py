@@ -125,7 +125,7 @@ def silent_pipe() -> Iterator[int]:
 
 
 def test_a_loop_ends_at_the_time_limit(ww_account: Ww, leftovers: LeftoversFixture) -> None:
-    wasm = cell(ww_account, program(LOOP))
+    wasm = compiled(ww_account, program(LOOP))
     with leftovers(ww_account):
         run = told(ww_account, "--timeout", "0.5", wasm)
     assert_limit(run, "wall")
@@ -165,7 +165,7 @@ def test_a_stopped_cell_ends_at_the_time_limit(ww_account: Ww, leftovers: Leftov
 def test_the_time_of_a_cell_that_waits_is_no_processor_time(ww_account: Ww) -> None:
     # The other way round, both limits are told apart: this one sleeps beyond its processor time.
     flags = ("--timeout", "1.5", "--cpu-time", "1")
-    assert_limit(told(ww_account, *flags, cell(ww_account, program(SLEEP))), "wall")
+    assert_limit(told(ww_account, *flags, compiled(ww_account, program(SLEEP))), "wall")
 
 
 def test_a_loop_ends_at_the_limit_of_processor_time(
