@@ -58,7 +58,6 @@ class Lane:
         try:
             while (request := wire.receive(self._channel)) is not None:
                 payload, fds = request
-                self._started = False
                 self._is_starting(True)
                 try:
                     plan = Plan.decode(payload.removeprefix(wire.COMPILE))
@@ -77,6 +76,7 @@ class Lane:
                 finally:
                     self._is_starting(False)
                     wire.close_all(fds)
+                self._started = False
                 wire.send(self._channel, outcome.encode())
                 self._clear_up()
                 self._ready.rest()

@@ -154,14 +154,14 @@ def _receive_group(channel: socket.socket, count: int) -> list[int]:
             fds += _read_numbers(value)
     if data and not flags & socket.MSG_CTRUNC and len(fds) == count:
         return fds
-    count_came = len(fds)
+    came = len(fds)
     close_all(fds)
     if not data:
         raise EOFError("connection ended inside a message")
     if flags & socket.MSG_CTRUNC:
         # There is room for as many as can come: this process has no number left for them.
         raise OSError(_EMFILE, os.strerror(_EMFILE))
-    raise ValueError(f"{count_came} descriptors arrived where {count} were announced")
+    raise ValueError(f"{came} descriptors arrived where {count} were announced")
 
 
 def _numbers(*numbers: int) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from sandbox import Outcome, Spawner, wire
+from sandbox import Outcome, Plan, Spawner, SpawnerError, wire
 from sandbox.lane import Lane
 from sandbox.order import ORDINARY
 from sandbox.ready import ReadyJails
@@ -27,18 +27,35 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 def test_a_request_that_finds_no_number_left_is_answered(
     pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_channel: socket.socket) -> None:
+    def full(_channel: socket.socket) -> tuple[bytes, list[int]]:
+        for request in first:
+            return request
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    served = Lane(pair[0], cast(Any, None), cast(Any, None), cast(Any, None))
+    class Running(Lane):
+        """Whose cells are let go, and then end."""
+
+        def _serve_one(self, *_args: object, **_options: object) -> Outcome:
+            self._started = True
+            return Outcome("exit")
+
+    class Idle:
+        def begin(self) -> None: ...
+
+        end = rest = begin
+
+    served = Running(pair[0], cast(Any, None), cast(Any, None), cast(Any, Idle()))
+    first = iter([(Plan((), (), (), 1, 1, "00").encode(), list[int]())])
     with monkeypatch.context() as patch:
         patch.setattr(wire, "receive", full)
         served.serve()
-    message = wire.receive(pair[1])
-    assert message is not None
-    outcome = Outcome.decode(message[0])
+    outcomes = []
+    while (message := wire.receive(pair[1])) is not None:
+        outcomes.append(Outcome.decode(message[0]))
+    ran, outcome = outcomes
+    assert ran == Outcome("exit")
+    # Nothing of this one has run, whatever ran before it.
     assert (outcome.kind, outcome.code, outcome.step) == ("jail", errno.EMFILE, "spawner")
-    assert wire.receive(pair[1]) is None
 
 
 def test_an_answer_that_cannot_be_received_is_not_the_next_orders(
@@ -79,30 +96,29 @@ def test_a_jail_that_cannot_be_waited_for_is_given_up() -> None:
         jails.close()
 
 
-def test_a_spawner_that_cannot_be_watched_is_not_started(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("module", "step", "number"),
+    [(os, "pidfd_open", errno.EMFILE), (wire, "hand_in", errno.ETOOMANYREFS)],
+    ids=["watched", "entered"],
+)
+def test_nothing_is_left_of_a_spawner_that_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, module: Any, step: str, number: int
 ) -> None:
+    spawn = os.posix_spawn
     started: list[int] = []
 
-    def full(pid: int) -> int:
-        started.append(pid)
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    def starting(*args: Any, **options: Any) -> int:
+        started.append(spawn(*args, **options))
+        return started[0]
+
+    def failing(*_args: object) -> int:
+        raise OSError(number, os.strerror(number))
 
     before = os.listdir("/proc/self/fd")
-    monkeypatch.setattr(os, "pidfd_open", full)
-    with pytest.raises(OSError, match="Too many open files"):
+    monkeypatch.setattr(os, "posix_spawn", starting)
+    monkeypatch.setattr(module, step, failing)
+    with pytest.raises((OSError, SpawnerError), match=os.strerror(number)):
         Spawner.start(None)
     assert os.listdir("/proc/self/fd") == before
     with pytest.raises(ChildProcessError):
         os.waitpid(started[0], os.WNOHANG)
-
-
-def test_a_spawner_whose_door_is_shut_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_door: socket.socket, _connection: int) -> None:
-        raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
-
-    before = os.listdir("/proc/self/fd")
-    monkeypatch.setattr(wire, "hand_in", refuse)
-    with pytest.raises(Exception, match="Too many references"):
-        Spawner.start(None)
-    assert os.listdir("/proc/self/fd") == before
