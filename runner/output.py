@@ -15,7 +15,19 @@ def write(fd: int, lines: list[str]) -> None:
     """
     data = "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
     while data:
-        data = data[os.write(fd, data) :]
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:
+            _wait(fd)
+
+
+def _wait(fd: int) -> None:
+    """Wait until there is room. Whoever shares a pipe may have set O_NONBLOCK, as Node.js does."""
+    import select
+
+    room = select.poll()
+    room.register(fd, select.POLLOUT)
+    room.poll()
 
 
 def print_on_stdout(lines: list[str]) -> None:

@@ -11,6 +11,7 @@ import click
 from runner.commands.command import Group
 from runner.commands.options import debug_option
 from runner.errors import EXIT_USAGE, WwError, printable
+from runner.input import stdin
 from runner.output import STDOUT, print_on_stderr, print_on_stdout
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def import_(state: dict[str, Any], /, max_size: str, pin: bool, file: str) -> in
 @contextlib.contextmanager
 def _reading(file: str) -> Iterator[BinaryIO]:
     try:
-        with open(0, "rb", closefd=False) if file == "-" else open(file, "rb") as stream:
+        with stdin() if file == "-" else open(file, "rb") as stream:
             yield stream
     except OSError as error:
         shown = "stdin" if file == "-" else file

@@ -15,6 +15,7 @@ from runner.content.dagpb import Link
 from runner.content.errors import ContentError
 from runner.content.varint import Buffer
 from runner.errors import WwError
+from runner.input import read_into
 
 SHARD_THRESHOLD = 256 * 1024
 """Bytes above which a directory is sharded. Kubo before 0.40 sharded at the very number too."""
@@ -272,7 +273,7 @@ class _Importer:
         """Read the next chunk, and return its size, which is less than a whole one at the end."""
         size = 0
         while size < len(self._chunk):
-            count = os.readv(fd, [self._chunk[size:]])
+            count = read_into(fd, self._chunk[size:])
             if not count:
                 break
             size += count

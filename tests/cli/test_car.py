@@ -2,6 +2,7 @@
 
 import os
 import pty
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -224,6 +225,21 @@ def test_an_import_that_fails_prints_and_pins_nothing(ww: Ww) -> None:
     assert (done.returncode, done.stdout) == (EXIT_LIMIT, b"")
     assert done.stderr.startswith(b"ww: error: stdin: CAR too large, at byte 0: more than 50 bytes")
     assert not (ww.home / "pins").exists()
+
+
+def test_a_stream_that_others_have_made_non_blocking_is_waited_for(ww: Ww) -> None:
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+    process = ww.start([*ww.command, "car", "import", "-"], stdin=reading)
+    os.close(reading)
+    data = archive(b"one")
+    time.sleep(1)  # more than ww needs to read for the first time
+    os.write(writing, data[:40])
+    time.sleep(0.2)
+    os.write(writing, data[40:])
+    os.close(writing)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
+    assert out.decode() == f"/ipfs/{Cid.of(b'one', codec=RAW)}\n"
 
 
 def test_what_cannot_be_imported_is_told(ww: Ww) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,19 @@ class TestExport:
         data = os.urandom(1_500_000)
         file = ww.file("file", data)
         assert good(ww.run("export", "-", stdin=data)) == good(ww.run("export", file))
+
+    def test_a_stream_that_others_have_made_non_blocking_is_waited_for(self, ww: Ww) -> None:
+        reading, writing = os.pipe2(os.O_NONBLOCK)
+        process = ww.start([*ww.command, "export", "-"], stdin=reading)
+        os.close(reading)
+        time.sleep(1)  # more than ww needs to read for the first time
+        os.write(writing, b"hello ")
+        time.sleep(0.2)
+        os.write(writing, b"world")
+        os.close(writing)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, b"")
+        assert out.decode() == f"/ipfs/{HELLO_WORLD[()]}\n"
 
     def test_what_is_exported_is_pinned_under_its_name_unless_asked_otherwise(self, ww: Ww) -> None:
         file = ww.file("file", b"hello world")
