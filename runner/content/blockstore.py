@@ -289,7 +289,7 @@ class Blockstore:
         try:
             directories = {*self._unsynced.values(), self._blocks} if self._unsynced else ()
             for path in (*self._unsynced, *directories):
-                _fsync(path)
+                fsync(path)
         except OSError as error:
             raise _store_error(self.home, "cannot write to the disk", error) from None
         self._unsynced.clear()
@@ -321,7 +321,7 @@ class Blockstore:
             return
         except OSError as error:
             raise _store_error(path, "cannot read", error) from None
-        if layout == b"":
+        if layout is not None and not layout.strip(b"\0"):
             return  # power was lost before it reached the disk; it will be written again
         if layout is None or layout.strip() != _SHARDING.strip():
             raise WwError(
@@ -336,7 +336,8 @@ class Blockstore:
         try:
             fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for name in os.listdir(directory):
-                os.unlink(name, dir_fd=directory)
+                with suppress(IsADirectoryError):  # not of ww's making
+                    os.unlink(name, dir_fd=directory)
         except BlockingIOError:
             pass  # somebody is writing; a later run will find the leftovers
         finally:
@@ -451,10 +452,15 @@ def _make_directories(path: str) -> None:
             # Made by another process in the meantime, or not a directory.
             if not os.path.isdir(directory):
                 raise
-        _fsync(os.path.dirname(directory))
+        fsync(os.path.dirname(directory))
 
 
-def _fsync(path: str) -> None:
+def fsync(path: str) -> None:
+    """Wait until a file, or the names in a directory, are on the disk (fsync(2)).
+
+    Raises:
+        OSError: The disk reports an error, or there is no such file.
+    """
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(file)

@@ -1,6 +1,7 @@
 """Content brought out to disk: a file, a directory or a symbolic link, whole or not at all.
 
-Everything is made in a staging directory beside its target, and moved when it is complete. No name
+Everything is made in a staging directory beside its target, and moved when it is complete and on
+the disk: a loss of power leaves no name of what is not all there. No name
 that exists is ever replaced: a file gets its name by link(2), a directory by renaming it onto one
 that mkdir(2) has just made. What is made is reached by descriptors of its directories and is never
 followed, so neither the content nor somebody who exchanges directories meanwhile leads out of it.
@@ -110,6 +111,7 @@ def _create(work: "_Extraction", node: Node, path: ContentPath, target: str) -> 
         with _staging(directory, above) as staging:
             work.add(staging, name, node, path, 0)
             _place(staging, directory, name, target)
+        _keep_names(directory, target)
 
 
 def _merge(work: "_Extraction", node: Node, path: ContentPath, destination: str) -> None:
@@ -129,6 +131,7 @@ def _merge(work: "_Extraction", node: Node, path: ContentPath, destination: str)
                 for name in names:
                     undo.callback(_take_back, staging, directory, name)
                     _place(staging, directory, name, os.path.join(destination, os.fsdecode(name)))
+                _keep_names(directory, destination)
                 undo.pop_all()
     finally:
         os.close(directory)
@@ -208,6 +211,7 @@ class _Extraction:
         try:
             for child_name, child, below in self.entries(node, path, depth):
                 self.add(directory, child_name, child, below, depth + 1)
+            os.fsync(directory)
         finally:
             os.close(directory)
 
@@ -227,6 +231,7 @@ class _Extraction:
         file = os.open(name, flags, mode, dir_fd=parent)
         try:
             File(self._store, path, node, size).copy_to(file)
+            os.fsync(file)
         finally:
             os.close(file)
 
@@ -324,6 +329,14 @@ def _place_file(staging: int, directory: int, name: bytes) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=directory)
             raise
+
+
+def _keep_names(directory: int, shown: str) -> None:
+    """Wait until the names of what was placed are on the disk, as what they name is before."""
+    try:
+        os.fsync(directory)
+    except OSError as error:
+        raise WwError(shown, f"cannot be written to the disk: {error.strerror}") from None
 
 
 def _take_back(staging: int, directory: int, name: bytes) -> None:

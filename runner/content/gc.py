@@ -133,6 +133,8 @@ def collect(home: str, *, max_size: int = 0, wait: float = 0, dry_run: bool = Fa
     _mark(store, seen, kept)
     with contextlib.nullcontext() if dry_run else _alone(home, wait):
         _mark(store, seen, kept)
+        if not dry_run:
+            pins.remove_leftovers(home)
         found = sorted(blocks(home))
         size = sum(block.size for block in found)
         removed = []

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from runner.content.blockstore import fsync
 from runner.content.cid import Cid
 from runner.content.errors import ContentError
 from runner.errors import WwError
@@ -53,7 +54,7 @@ def add(home: str, cid: Cid, name: str = "") -> None:
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory, 0o700)
-            _fsync(home)
+            fsync(home)
         try:
             file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
@@ -66,7 +67,7 @@ def add(home: str, cid: Cid, name: str = "") -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
             raise
-        _fsync(directory)
+        fsync(directory)
     except OSError as error:
         raise WwError(path, f"cannot write the pin: {error.strerror}") from None
 
@@ -88,6 +89,26 @@ def remove(home: str, cid: Cid) -> bool:
     except OSError as error:
         raise WwError(path, f"cannot remove the pin: {error.strerror}") from None
     return True
+
+
+def remove_leftovers(home: str) -> None:
+    """Remove what processes have left that died while they wrote a pin.
+
+    The caller has the store for itself, so nobody is writing one.
+
+    Raises:
+        WwError: They cannot be removed.
+    """
+    directory = os.path.join(home, "pins")
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") and entry.is_file(follow_symlinks=False):
+                    os.unlink(entry.path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise WwError(directory, f"cannot remove what is left there: {error.strerror}") from None
 
 
 def pins(home: str) -> list[Pin]:
@@ -135,11 +156,3 @@ def _described(path: str, cid: Cid) -> Pin:
 
 def _file_name(cid: Cid) -> str:
     return str(Cid(1, cid.codec, cid.multihash))
-
-
-def _fsync(path: str) -> None:
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -536,3 +536,47 @@ class TestPlacesThatCannotBe:
         other = Cid(1, 0x71, Cid.of(b"x", codec=DAG_PB).multihash)
         for cid in (meta, other, put_directory(store, [("a", other)])):
             assert refusal(store, cid, out / "new").code == EXIT_CANNOT_RUN
+
+
+def test_what_has_a_name_is_on_the_disk(
+    store: MemoryStore, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sub = put_directory(store, [("g", put_raw(store, b"gg"))])
+    root = put_directory(store, [("f", put_raw(store, b"ff")), ("sub", sub)])
+    done: list[tuple[str, str]] = []
+    real_fsync, real_place = os.fsync, module._place
+
+    def fsync(fd: int) -> None:
+        real_fsync(fd)
+        done.append(("fsync", os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))))
+
+    def place(staging: int, directory: int, name: bytes, shown: str) -> None:
+        real_place(staging, directory, name, shown)
+        done.append(("named", os.fsdecode(name)))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(module, "_place", place)
+    bring(store, root, out)
+    assert done == [
+        *(("fsync", name) for name in ("f", "g", "sub")),
+        *(("named", name) for name in ("f", "sub")),
+        ("fsync", "out"),
+    ]
+    done.clear()
+    bring(store, put_raw(store, b"x"), out / "x")
+    assert done == [("fsync", "x"), ("named", "x"), ("fsync", "out")]
+
+
+def test_a_disk_that_fails_at_the_end_leaves_nothing(
+    store: MemoryStore, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = put_directory(store, [("f", put_raw(store, b"ff"))])
+
+    def fsync(fd: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}") == str(out):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(WwError, match="cannot be written to the disk: Input/output error"):
+        bring(store, root, out)
+    assert os.listdir(out) == ["before"]

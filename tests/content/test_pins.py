@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from runner.content import pins
+from runner.content import gc, pins
+from runner.content.blockstore import Blockstore
 from runner.content.cid import DAG_PB, RAW, Cid
 from runner.content.pins import Pin
 from runner.errors import WwError
+from tests.content.dags import put_raw
 
 ONE = Cid.of(b"one", codec=DAG_PB, version=0)
 TWO = Cid.of(b"two", codec=RAW)
@@ -90,6 +92,17 @@ def test_what_a_dead_writer_left_is_no_pin(tmp_path: Path) -> None:
     pins.add(str(tmp_path), ONE)
     (tmp_path / "pins" / ".0123456789abcdef").touch()
     assert len(pins.pins(str(tmp_path))) == 1
+
+
+def test_what_a_dead_writer_left_goes_with_a_collection(tmp_path: Path) -> None:
+    gc.collect(str(tmp_path))  # without any store
+    with Blockstore(str(tmp_path)) as store:
+        pins.add(str(tmp_path), put_raw(store, b"kept"))
+    (tmp_path / "pins" / ".0123456789abcdef").touch()
+    gc.collect(str(tmp_path), dry_run=True)
+    assert len(os.listdir(tmp_path / "pins")) == 2
+    gc.collect(str(tmp_path))
+    assert len(os.listdir(tmp_path / "pins")) == len(pins.pins(str(tmp_path))) == 1
 
 
 def test_a_pin_that_cannot_be_written_leaves_nothing_behind(
