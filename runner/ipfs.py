@@ -15,7 +15,7 @@ from runner.content import unixfs
 from runner.content.blocks import Blocks
 from runner.content.cid import RAW, Cid
 from runner.content.errors import ContentError
-from runner.content.fetch import Fetched
+from runner.content.fetch import Fetched, OverBudget
 from runner.content.resolver import (
     MAX_PATH_LENGTH,
     ContentPath,
@@ -127,7 +127,8 @@ class Ipfs:
         """Yield the bytes of a file, or what a symbolic link holds.
 
         Raises:
-            OSError: EFBIG for more than a cell may have; EIO for what is missing or damaged.
+            OSError: EFBIG for more than a cell may have; EDQUOT if a run has copied as much into
+                the store as it may; EIO for what is missing or damaged.
         """
         with self._told(missing=errno.EIO):
             store = self._store()
@@ -173,6 +174,10 @@ class Ipfs:
         """
         try:
             yield
+        except OverBudget as error:
+            # Of all that a run copies into the store, for a cell that reads on and on.
+            self._warn_once(str(error))
+            raise _error(errno.EDQUOT) from None
         except WwError as error:
             number = _QUIET.get(error.code, errno.EIO)
             if number == errno.ENOENT:

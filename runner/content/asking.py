@@ -75,6 +75,9 @@ class Asking:
                 continue
             try:
                 block = source.get(cid)
+                if block is not None:
+                    # What a plugin goes on writing to would not stay verified.
+                    block = bytes(block)
             except Exception as error:  # a source may be anybody's code
                 reasons[source.name] = self.fail(source, error)
                 continue

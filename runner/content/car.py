@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from runner.content import cbor, dagpb, multihash, varint
 from runner.content.blockstore import MAX_BLOCK_SIZE
-from runner.content.cid import DAG_PB, Cid
+from runner.content.cid import Cid
 from runner.content.errors import ContentError
 
 MAX_HEADER_SIZE = 32 * 1024
@@ -35,7 +35,8 @@ MAX_SECTIONS = 1 << 18
 remembered of the blocks that came, to some tens of megabytes."""
 
 MAX_EXTRAS = 1024
-"""Blocks that nothing before them leads to, where only one DAG is wanted."""
+"""Blocks that nothing before them leads to, where only one DAG is wanted; and as many that came
+before. Neither brings anything, and a source must not keep anybody waiting with them."""
 
 _VERSION = 1
 _MIN_CID_SIZE = 4
@@ -280,17 +281,21 @@ class Sections:
 
     def _read(self, size: int) -> bytes:
         """Read that many bytes, or less at the end."""
-        data = self._stream.read(size) if size else b""
+        data = self._more(size) if size else b""
         self._position += len(data)
         if len(data) == size or not data:
             return data
         parts = [data]
         missing = size - len(data)
-        while missing and (data := self._stream.read(missing)):
+        while missing and (data := self._more(missing)):
             parts.append(data)
             self._position += len(data)
             missing -= len(data)
         return b"".join(parts)
+
+    def _more(self, size: int) -> bytes:
+        # A copy of what the stream may go on writing to, which would not stay verified.
+        return bytes(self._stream.read(size))
 
     def _error(self, what: str) -> CarError:
         return CarError(self._start, what)
@@ -319,8 +324,10 @@ class Car:
         # The multihashes of what is wanted, as far as it is known.
         self._wanted: set[bytes] | None = None
         if wanted is not None:
-            self._wanted = set()
-            self._want(self._wanted, wanted)
+            self._wanted = {wanted.multihash}
+            if wanted.multihash[0] == multihash.IDENTITY:
+                # It does not come as a block, and can lead on all the same.
+                self._want_links(self._wanted, wanted, multihash.decode(wanted.multihash)[1])
 
     def __iter__(self) -> Iterator[tuple[Cid, bytes]]:
         """Yield each block with its CID.
@@ -337,7 +344,7 @@ class Car:
             if cid.multihash[0] == multihash.IDENTITY:
                 continue
             if cid.multihash in self.seen:
-                self.duplicates += 1
+                self._count_duplicate(section)
             elif self._wanted is not None and cid.multihash not in self._wanted:
                 self._count_extra(section)
             else:
@@ -349,6 +356,11 @@ class Car:
                         raise TooMany(section.start, what)
                 yield cid, block
 
+    def _count_duplicate(self, section: Section) -> None:
+        self.duplicates += 1
+        if self._wanted is not None and self.duplicates > self._max_extras:
+            raise TooMany(section.start, f"more than {self._max_extras} blocks that came before")
+
     def _count_extra(self, section: Section) -> None:
         self.extras += 1
         if self.extras > self._max_extras:
@@ -356,19 +368,10 @@ class Car:
                 section.start, f"more than {self._max_extras} blocks that were not asked for"
             )
 
-    def _want(self, wanted: set[bytes], cid: Cid) -> None:
-        wanted.add(cid.multihash)
-        if cid.multihash[0] == multihash.IDENTITY:
-            # It does not come as a block, and can lead on all the same.
-            self._want_links(wanted, cid, multihash.decode(cid.multihash)[1])
-
     def _want_links(self, wanted: set[bytes], cid: Cid, block: bytes) -> None:
-        if cid.codec != DAG_PB:
-            return
         # A malformed block leads nowhere; whoever needs it will find out.
         with contextlib.suppress(ContentError):
-            for link in dagpb.decode(block).links:
-                self._want(wanted, link.cid)
+            wanted.update(found.multihash for found in dagpb.leads_to(cid, block))
 
 
 def read_car(
@@ -392,7 +395,8 @@ def read_car(
         wanted: The root of the only DAG that is wanted, which need not be the header's. A block
             that neither is it nor is linked from a block before is verified, counted and passed
             over. This asks for a CAR in the order "dfs" or another that has parents first.
-        max_extras: The most blocks to pass over for that reason.
+        max_extras: The most blocks to pass over for that reason, and the most to pass over because
+            they came before.
 
     Raises:
         CarError: The header is malformed.

@@ -72,7 +72,7 @@ def _put_blocks(store: Blockstore, car: Car, shown: str) -> set[bytes]:
     """Put all blocks of a CAR into a store.
 
     Returns:
-        The multihashes of the blocks that are dag-pb and have no links.
+        The multihashes of the blocks that are dag-pb and lead nowhere.
     """
     leaves: set[bytes] = set()
     links_left = MAX_LINKS
@@ -88,11 +88,11 @@ def _put_blocks(store: Blockstore, car: Car, shown: str) -> set[bytes]:
 
 
 def _count_links(cid: Cid, block: bytes) -> int | None:
-    """Return how many links a block has, or None for one that the walk has to judge."""
+    """Return how many blocks one leads to, or None for one that the walk has to judge."""
     if cid.codec != DAG_PB:
         return None
     try:
-        return len(dagpb.decode(block).links)
+        return sum(1 for _ in dagpb.leads_to(cid, block))
     except ContentError:
         return None
 

@@ -9,14 +9,14 @@ depends on. Some writers did it the other way round; both are read, and nothing 
 
 from __future__ import annotations
 
-from runner.content import protobuf, varint
-from runner.content.cid import Cid
+from runner.content import multihash, protobuf, varint
+from runner.content.cid import DAG_PB, RAW, Cid
 from runner.content.errors import ContentError
 from sandbox import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from runner.content.varint import Buffer
 
@@ -75,6 +75,29 @@ def decode(block: Buffer) -> Node:
         else:
             raise ContentError(f"dag-pb: unknown field {tag >> 3} (wire type {tag & 7})")
     return Node(tuple(links), data)
+
+
+def leads_to(cid: Cid, block: Buffer) -> Iterator[Cid]:
+    """Yield the CIDs that a block links, in its order and as often as it does.
+
+    A link with an identity hash brings its block along. In its place is yielded what that leads to,
+    which is nothing for a raw one.
+
+    Args:
+        cid: The block's address. Only as dag-pb does a block lead anywhere.
+        block: The block.
+
+    Raises:
+        ContentError: As :func:`decode`, for the block and for what comes within it.
+    """
+    if cid.codec != DAG_PB:
+        return
+    for link in decode(block).links:
+        within = link.cid.multihash[0] == multihash.IDENTITY and link.cid.codec in (RAW, DAG_PB)
+        if within:
+            yield from leads_to(link.cid, multihash.decode(link.cid.multihash)[1])
+        else:
+            yield link.cid
 
 
 def _decode_link(message: memoryview) -> Link:

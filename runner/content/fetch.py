@@ -21,9 +21,8 @@ from __future__ import annotations
 
 from itertools import islice
 
-from runner.content import dagpb, multihash
+from runner.content import dagpb
 from runner.content.blockstore import DamagedBlock
-from runner.content.cid import DAG_PB, Cid
 from runner.content.errors import ContentError
 from runner.content.resolver import DEFAULT_MAX_SIZE, ContentPath, find_entry, load_node
 from runner.errors import EXIT_LIMIT, EXIT_NOT_FOUND, WwError
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from runner.content.asking import Asking, Found
     from runner.content.background import Arrivals, Arrived, Crew, Done, End
     from runner.content.blockstore import Blockstore
+    from runner.content.cid import Cid
     from runner.content.shown import Shown
     from runner.content.source import Source, Watch
 
@@ -52,6 +52,10 @@ _MOST_EXPECTED = 8192  # as many as a node of a file may link
 _MOST_FAILED = 1024  # blocks that are known to be nowhere, though nobody has asked for them yet
 _CAR_OVERHEAD = 8 << 20  # bytes of a stream, beside the content and a sixteenth of it
 _CHECK = "check the address, or export the content into this store"
+
+
+class OverBudget(WwError):
+    """More would be fetched than all blocks may have that are asked for one by one."""
 
 
 class Fetched:
@@ -99,7 +103,7 @@ class Fetched:
         self._passed = 0
         self._size = 0
         self._max_size = max_size
-        self._left = self._most()  # bytes of blocks that may still be fetched
+        self._left = self._most()  # bytes of single blocks that may still be fetched
         self._no_sources = no_sources
         self._made: Asking | None = None
         self._crew: Crew | None = None
@@ -162,10 +166,6 @@ class Fetched:
         return self._made
 
     # --- as Blocks ---
-
-    def has(self, cid: Cid) -> bool:
-        """Tell whether a block is in the store."""
-        return self.store.has(cid)
 
     def expect(self, cids: Iterable[Cid]) -> None:
         """Take note of blocks that will be asked for next, before any that were expected so far."""
@@ -270,6 +270,7 @@ class Fetched:
                 raise done.error
             found: Found = done.result
             if found.block is not None:
+                self._spend(path.root, len(found.block))
                 self._keep(path.root, found.block, found.source)
                 return True
             reasons |= found.reasons
@@ -324,7 +325,9 @@ class Fetched:
             return item
         self._asking.succeed(arrivals.source)
         self._due.discard(item.cid.multihash)
-        self._due.update(_linked(item.cid, item.block))
+        with suppress(ContentError):  # whoever reads it will find out
+            self._due.update(cid.multihash for cid in dagpb.leads_to(item.cid, item.block))
+        # A stream has a bound of its own: what one wastes is not taken from what others may bring.
         self._keep(item.cid, item.block, arrivals.source.name)
         return item
 
@@ -425,6 +428,7 @@ class Fetched:
             raise done.error
         found: Found = done.result
         if found.block is not None:
+            self._spend(cid, len(found.block))
             self._keep(cid, found.block, found.source)
         else:
             if len(self._failed) >= _MOST_FAILED:
@@ -437,15 +441,17 @@ class Fetched:
         """Return how many bytes of blocks content may take: its own, and what links them."""
         return self._max_size + self._max_size // 16 + _CAR_OVERHEAD
 
-    def _keep(self, cid: Cid, block: bytes, source: str) -> None:
-        self._left -= len(block)
+    def _spend(self, cid: Cid, size: int) -> None:
+        self._left -= size
         if self._left < 0:
-            raise WwError(
+            raise OverBudget(
                 f"block {cid}",
                 f"with it, more than {self._most()} bytes of blocks would be fetched",
                 hint="--max-size bounds what content may take",
                 code=EXIT_LIMIT,
             )
+
+    def _keep(self, cid: Cid, block: bytes, source: str) -> None:
         self.store.put(cid, block, verified=True)
         if self._shown is not None:
             self._shown.verified(len(block), source)
@@ -484,19 +490,6 @@ class Fetched:
         return WwError(
             f"block {cid}", f"{what}, nor anywhere else: {said}", hint=_CHECK, code=EXIT_NOT_FOUND
         )
-
-
-def _linked(cid: Cid, block: bytes) -> Iterator[bytes]:
-    """Yield the multihashes of the blocks that a block leads to, without its own."""
-    if cid.codec != DAG_PB:
-        return
-    with suppress(ContentError):  # whoever reads it will find out
-        for link in dagpb.decode(block).links:
-            if link.cid.multihash[0] == multihash.IDENTITY:
-                # It comes within the link, and can lead on all the same.
-                yield from _linked(link.cid, multihash.decode(link.cid.multihash)[1])
-            else:
-                yield link.cid.multihash
 
 
 def _ignore(_count: int) -> None:

@@ -219,6 +219,7 @@ def resolve_file(store: Blocks, path: str, *, max_size: int = DEFAULT_MAX_SIZE) 
         raise WwError(
             str(parsed),
             f"the file has {size} bytes, and the limit is {max_size}",
+            hint="allow more with --max-size",
             code=EXIT_LIMIT,
         )
     return File(store, parsed, node, size)

@@ -46,6 +46,9 @@ def below(
 ) -> Iterator[Cid]:
     """Yield the CID of a block and of every block below it, parents first, each once.
 
+    A block below it whose CID has an identity hash is part of the one that links it, and is not
+    yielded. There can be as many of these as a block has room for, so they are not remembered.
+
     Args:
         get: Returns the block of a CID, verified.
         root: Where to begin.
@@ -69,14 +72,12 @@ def below(
                 get(cid)
         elif cid.codec == DAG_PB:
             try:
-                links = dagpb.decode(get(cid)).links
+                linked = list(dagpb.leads_to(cid, get(cid)))
             except ContentError as error:
                 raise WwError(f"block {cid}", f"malformed: {error}") from None
-            expect(link.cid for link in links)
+            expect(linked)
             pending += (
-                link.cid
-                for link in reversed(links)
-                if (link.cid.codec, link.cid.multihash) not in seen
+                found for found in reversed(linked) if (found.codec, found.multihash) not in seen
             )
             if len(pending) > MAX_PENDING:
                 raise WwError(

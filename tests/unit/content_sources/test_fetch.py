@@ -94,8 +94,6 @@ def test_what_the_store_has_is_asked_of_nobody(tmp_path: Path) -> None:
         assert blocks.get(Cid.parse("bafkqabtimvwgy3yk")) == b"hello\n"
         blocks.prepare(ContentPath(CID, ()))
         blocks.expect([ABSENT])
-        assert blocks.has(CID)
-        assert not blocks.has(ABSENT)
 
 
 def test_the_first_source_that_has_a_block_is_the_last_one_that_is_asked(tmp_path: Path) -> None:
@@ -452,6 +450,44 @@ def test_a_stream_is_read_no_further_than_its_content_can_be_long(
     assert caught.value.code == EXIT_LIMIT
     assert "--max-size" in caught.value.hint
     assert 0 < len(source.asked) < 50
+
+
+def test_what_one_stream_wastes_is_not_taken_from_what_others_may_bring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Content
+) -> None:
+    # The file is in a directory, and the source sends all of that.
+    monkeypatch.setattr("runner.content.fetch._CAR_OVERHEAD", 0)
+    size = len(content.bytes)
+    beside = put_raw(content.store, bytes(size))
+    root = put_directory(content.store, [("a", beside), ("b", content.root)])
+    car = [(cid, content.store.get(cid)) for cid in (root, beside, content.root, *content.cids)]
+    source = MemorySource("source", blocks_of(content.store), car=car)
+    with opened(tmp_path, source, max_size=size) as blocks:
+        assert read(blocks, ContentPath(root, ("b",))) == content.bytes
+
+
+def test_a_buffer_that_a_source_uses_again_does_not_change_what_was_verified(
+    tmp_path: Path,
+) -> None:
+    class Reusing(MemorySource):
+        buffer = bytearray()
+
+        def get(self, cid: Cid) -> bytes | None:
+            self.buffer[:] = super().get(cid) or b""
+            return self.buffer  # type: ignore[return-value]
+
+    source = Reusing("source", {CID.multihash: BLOCK})
+    with opened(tmp_path, source) as blocks:
+        block = blocks.get(CID)
+        source.buffer[:] = b"evil!!!"
+        assert block == BLOCK
+
+
+def test_a_source_that_returns_no_bytes_fails_and_the_next_is_asked(tmp_path: Path) -> None:
+    wrong = MemorySource("wrong", {CID.multihash: "text"})  # type: ignore[dict-item]
+    right = MemorySource("right", {CID.multihash: BLOCK})
+    with opened(tmp_path, wrong, right) as blocks:
+        assert blocks.get(CID) == BLOCK
 
 
 def test_a_stream_of_something_else_is_not_waited_for(tmp_path: Path, content: Content) -> None:
