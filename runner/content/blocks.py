@@ -22,9 +22,6 @@ class Blocks(Protocol):
                 read.
         """
 
-    def has(self, cid: Cid) -> bool:
-        """Tell whether a block is here, without reading it and without asking anybody else."""
-
     def expect(self, cids: Iterable[Cid]) -> None:
         """Take note of blocks that will be asked for next, in this order.
 

@@ -66,10 +66,6 @@ class CarFile:
                 sections.passed(section.size, end)
         return tuple(dict.fromkeys(sections.roots))
 
-    def has(self, cid: Cid) -> bool:
-        """Tell whether the file has a section for a block, without reading it."""
-        return cid.multihash[0] == multihash.IDENTITY or cid.multihash in self._index
-
     def expect(self, cids: Iterable[Cid]) -> None:
         """Take note of what will be asked for next; a file needs no such hint."""
 

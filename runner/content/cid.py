@@ -90,13 +90,3 @@ class Cid(Record):
         if self.version == 0:
             return multibase.encode_base58(self.multihash)
         return multibase.encode("b", bytes(self))
-
-
-def verify(cid: Cid, data: Buffer) -> None:
-    """Check that some bytes are the block of this address.
-
-    Raises:
-        ContentError: They are not, or the CID's hash is not accepted.
-    """
-    if not multihash.matches(cid.multihash, data):
-        raise ContentError("the bytes do not have the hash that the CID names")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from runner.content import dagpb, murmur3, unixfs
-from runner.content.cid import Cid
+from runner.content.cid import DAG_PB, Cid
 from runner.content.dagpb import Link
 from runner.content.directory import check_name
 from runner.content.errors import ContentError
@@ -113,6 +113,9 @@ def lookup(
 
 
 def _read_child(cid: Cid, fanout: int, load: Callable[[Cid], bytes]) -> _Shard:
+    # As any other codec it leads nowhere, and a pin, say, would not have what is below it.
+    if cid.codec != DAG_PB:
+        raise ContentError(f"shard {cid}: its codec is 0x{cid.codec:x}, not dag-pb (0x70)")
     block = load(cid)
     try:
         return _check_child(block, fanout)

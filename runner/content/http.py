@@ -149,7 +149,6 @@ class _Connection:
         self.origin = origin
         self.reach = reach
         self.absolute = absolute
-        self.used = False
         self.wire = _Wire(sock, limits, watch)
         self._sock = sock
 
@@ -470,7 +469,6 @@ class Client:
             if isinstance(error, Exception):
                 raise explained(error, self.limits) from None
             raise
-        connection.used = True
         return Response(self, connection, answer)
 
     def _take_idle(self, hop: Endpoint, least: int) -> _Connection | None:

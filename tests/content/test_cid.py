@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runner.content import multibase, multihash, varint
-from runner.content.cid import DAG_PB, RAW, Cid, verify
+from runner.content.cid import DAG_PB, RAW, Cid
 from runner.content.errors import ContentError
 
 EMPTY_DIRECTORY = "QmUNLLsPACCz1vLxQVkXqqLX5R1X345qqfHbsf67hvA3Nn"
@@ -121,10 +121,9 @@ def test_other_bytes_are_refused(data: bytes, message: str) -> None:
 def test_every_accepted_hash_function_verifies_and_refuses(code: int) -> None:
     data = b"cell"
     cid = Cid.from_bytes(b"\x01\x55" + a_multihash(code, FUNCTIONS[code](data)))
-    verify(cid, data)
-    verify(cid, memoryview(data))
-    with pytest.raises(ContentError, match="do not have the hash"):
-        verify(cid, b"cell!")
+    assert multihash.matches(cid.multihash, data)
+    assert multihash.matches(cid.multihash, memoryview(data))
+    assert not multihash.matches(cid.multihash, b"cell!")
 
 
 @pytest.mark.parametrize("code", FUNCTIONS)
@@ -136,9 +135,8 @@ def test_a_cut_digest_is_refused(code: int) -> None:
 
 def test_an_identity_hash_is_the_data_itself() -> None:
     cid = Cid.from_bytes(b"\x01\x55\x00\x04cell")
-    verify(cid, b"cell")
-    with pytest.raises(ContentError):
-        verify(cid, b"call")
+    assert multihash.matches(cid.multihash, b"cell")
+    assert not multihash.matches(cid.multihash, b"call")
 
 
 def test_the_longest_cid_fits_in_the_longest_text() -> None:

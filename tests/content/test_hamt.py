@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.content import dagpb, hamt, murmur3, unixfs
-from runner.content.cid import Cid
+from runner.content.cid import RAW, Cid
 from runner.content.dagpb import Link
 from runner.content.errors import ContentError
 from runner.content.unixfs import Data
@@ -191,6 +191,18 @@ def test_a_child_of_another_fanout_or_kind_is_refused_and_named() -> None:
         cid = shard(store, {7: ("", child)})
         with pytest.raises(ContentError, match=f"shard {child}.*{message}"):
             read_all(store, cid)
+
+
+def test_a_child_under_another_codec_is_refused_as_a_pin_would_not_follow_it() -> None:
+    store = MemoryStore()
+    child = shard(store, {slot_of("a", 1): ("a", put_raw(store, b"x"))})
+    for codec in (RAW, 0x71):
+        cid = shard(store, {slot_of("a"): ("", Cid(1, codec, child.multihash))})
+        with pytest.raises(ContentError, match=f"codec is 0x{codec:x}, not dag-pb"):
+            read_all(store, cid)
+        links, data = unixfs.decode_node(store.get(cid))
+        with pytest.raises(ContentError, match=f"codec is 0x{codec:x}, not dag-pb"):
+            hamt.lookup(links, data, "a", store.get)
 
 
 def test_the_bit_field_is_written_without_leading_zeros() -> None:
