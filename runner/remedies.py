@@ -81,7 +81,10 @@ def remedy(step: str, number: int) -> str:
         case "namespaces" | "id maps":
             return _user_namespaces(step, number)
         case "limits":
-            return "lift it for ww: ulimit -v unlimited; a cell's memory is limited otherwise"
+            return (
+                "lift it for ww: ulimit -v unlimited, or ulimit -s 8192; "
+                "a cell's memory is limited otherwise"
+            )
         case "landlock":
             return _landlock(number)
         case "seccomp":
@@ -109,7 +112,13 @@ def remedy(step: str, number: int) -> str:
     if number == errno.ENOSYS:
         return _no_call(step)
     if step in _PRIVILEGED and number in _REFUSED:
-        return _withheld(step)
+        hint = _withheld(step)
+        if not hint and (step, number) == ("directories", errno.EACCES):
+            return (
+                "the cell's user may not read it, who is 65534 where root runs ww: "
+                "see chmod(1), or --uid"
+            )
+        return hint
     return ""
 
 

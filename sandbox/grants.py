@@ -50,6 +50,11 @@ class Grant(Record):
     guest: str | None = None
     preopen: int = 0
 
+    @property
+    def shown(self) -> str:
+        """What to call it in an error: by what its user knows it."""
+        return f"the directory granted as {self.guest}" if self.guest else f"the file {self.name}"
+
 
 # The numbers of standard input, output and error end here; unistd.h.
 LAST_STANDARD = 2

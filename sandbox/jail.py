@@ -133,7 +133,11 @@ class Jail:
         """Make mounts of their own of what is attached later, while the host's files are there."""
         for grant in (*self.plan.directories, *self.plan.files):
             fd, read_only = self._present[grant], "w" not in grant.mode
-            self._present[grant] = _step("directories", mounts.reopen_tree, fd, read_only=read_only)
+            try:
+                tree = _step("directories", mounts.reopen_tree, fd, read_only=read_only)
+            except JailError as error:
+                raise JailError(error.step, f"{grant.shown}: {error.what}", error.errno) from error
+            self._present[grant] = tree
 
     def _furnish(self, proc: int | None) -> None:
         """Fill the new root with what the plan grants, and make it read-only.
@@ -159,7 +163,8 @@ class Jail:
         # Without it, a new network namespace holds nothing but a `lo` that is down.
         if plan.network == "loopback":
             _step("network", network.raise_loopback)
-        opened, temporary = _step("directories", mounts.open_directories, targets, scratch)
+        shown = {grant.target: grant.shown for grant in plan.directories}
+        opened, temporary = _step("directories", mounts.open_directories, shown, scratch)
         if temporary is not None:
             self.own = self.own._replace(scratch=self._park(temporary))
         if files:
@@ -230,7 +235,13 @@ class Jail:
     def _limit(self) -> None:
         """Take the measure of what is open now, and set the limits above it."""
         grants = self.plan.grants
-        writable = [g.target for g in grants if "w" in g.mode and g.guest is None]
+        writable: list[int] | None
+        if any("w" in g.mode for g in self.plan.directories) and not self.plan.component:
+            # A file in there may have any size. The host counts what is written, to the byte; only
+            # of a component it does not, so that keeps the limit that the kernel can hold.
+            writable = None
+        else:
+            writable = [g.target for g in grants if "w" in g.mode and g.guest is None]
         highest = max([*self._kept(), *(g.target for g in grants)])
         limits.apply(self.plan.limits, limits.ceilings(writable, highest, self.own.listing))
 

@@ -300,8 +300,10 @@ def _clone_trees(plan: Plan, sources: list[int], stack: ExitStack) -> list[int]:
             continue
         try:
             tree = mounts.clone_tree(source, read_only="w" not in grant.mode)
+        except JailError as error:
+            raise JailError(error.step, f"{grant.shown}: {error.what}", error.errno) from error
         except OSError as error:
-            what = f"{grant.name}: {error.filename or 'open_tree'}: {error.strerror}"
+            what = f"{grant.shown}: {error.filename or 'open_tree'}: {error.strerror}"
             raise JailError("directories", what, error.errno or 0) from error
         stack.callback(os.close, tree)
         replaced.append(tree)

@@ -10,6 +10,8 @@ from sandbox.policy import Limits
 
 # The engine reserves 4 GiB of addresses and as much of guard pages for each of two memories.
 _ADDRESS_SPACE = 16 << 30
+# What Linux gives a process that nobody has limited (include/uapi/linux/resource.h).
+_STACK = 8 << 20
 # What the host itself may allocate beside the cell's memory: Python, the engine's own tables.
 HOST_MEMORY = 256 << 20
 # Descriptors that the host needs for a moment, for itself: two walks along a path (_MOST_HELD of
@@ -22,12 +24,13 @@ class Ceilings(NamedTuple):
 
     Attributes:
         data: Bytes of writable private memory that it has already; RLIMIT_DATA counts them.
-        files: The size of the largest file that the cell may write, in bytes.
+        files: The size of the largest file that the cell may write, in bytes; ``None`` if that is
+            not known.
         descriptors: The highest number of its descriptors.
     """
 
     data: int
-    files: int
+    files: int | None
     descriptors: int
 
 
@@ -41,11 +44,11 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def ceilings(writable: Iterable[int], descriptors: int, listing: int) -> Ceilings:
+def ceilings(writable: Iterable[int] | None, descriptors: int, listing: int) -> Ceilings:
     """Measure what this process has already.
 
     Args:
-        writable: Descriptors that the cell may write.
+        writable: Descriptors that the cell may write; ``None`` if it may write others as well.
         descriptors: The highest number among all that it has.
         listing: A descriptor of this process's /proc/self/fd; no path leads there any more.
 
@@ -58,8 +61,10 @@ def ceilings(writable: Iterable[int], descriptors: int, listing: int) -> Ceiling
         data = int(os.read(statm, 256).split()[5]) * resource.getpagesize()
     finally:
         os.close(statm)
-    sizes = [os.fstat(fd).st_size for fd in writable]
-    return Ceilings(data, max(sizes, default=0), descriptors)
+    files = None
+    if writable is not None:
+        files = max((os.fstat(fd).st_size for fd in writable), default=0)
+    return Ceilings(data, files, descriptors)
 
 
 def apply(limits: Limits, above: Ceilings) -> None:
@@ -70,7 +75,7 @@ def apply(limits: Limits, above: Ceilings) -> None:
         above: What the process has already.
 
     Raises:
-        JailError: If the caller's RLIMIT_AS leaves the engine no room.
+        JailError: If the caller's RLIMIT_AS or RLIMIT_STACK leaves the engine no room.
         OSError: As setrlimit(2) says.
         ValueError: Likewise.
     """
@@ -79,6 +84,7 @@ def apply(limits: Limits, above: Ceilings) -> None:
         raise JailError(
             "limits", f"the address space is limited to {space} bytes (ulimit -v), too few"
         )
+    _raise_stack()
     for limit in (
         resource.RLIMIT_MEMLOCK,
         resource.RLIMIT_MSGQUEUE,
@@ -97,10 +103,27 @@ def apply(limits: Limits, above: Ceilings) -> None:
         # Hard and soft the same: the signal of the soft one, SIGXCPU, does not reach the first
         # process of a pid namespace, and SIGKILL does (kernel/time/posix-cpu-timers.c).
         _lower(resource.RLIMIT_CPU, 2 * limits.cpu)
-    if limits.output is not None:
+    if limits.output is not None and above.files is not None:
         _lower(resource.RLIMIT_FSIZE, above.files + limits.output)
     if limits.memory is not None:
         _lower(resource.RLIMIT_DATA, above.data + limits.memory + HOST_MEMORY)
+
+
+def _raise_stack() -> None:
+    """Let the stack grow as far as the engine believes that it can.
+
+    It ends a cell's recursion with a trap at 512 KiB of WebAssembly. Where the kernel's limit is
+    below that, and what the host has in front of it, a signal would come instead.
+
+    Raises:
+        JailError: If the hard limit is too small.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    if soft == resource.RLIM_INFINITY or soft >= _STACK:
+        return
+    if hard != resource.RLIM_INFINITY and hard < _STACK:
+        raise JailError("limits", f"the stack is limited to {hard} bytes (ulimit -s), too few")
+    resource.setrlimit(resource.RLIMIT_STACK, (_STACK, hard))
 
 
 def _lower(limit: int, value: int) -> None:

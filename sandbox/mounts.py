@@ -191,7 +191,7 @@ def _check_alive(status: os.stat_result) -> None:
 
 
 def _not_there(what: str, number: int) -> JailError:
-    return JailError("directories", f"cannot re-root what was granted: {what}", number)
+    return JailError("directories", f"cannot re-root it: {what}", number)
 
 
 def make_root() -> int:
@@ -365,11 +365,11 @@ def seal_root() -> None:
         os.close(root)
 
 
-def open_directories(targets: Iterable[int], scratch: int) -> tuple[dict[int, int], int | None]:
+def open_directories(shown: Mapping[int, str], scratch: int) -> tuple[dict[int, int], int | None]:
     """Open what is attached in the new root, once there is no other.
 
     Args:
-        targets: The numbers in the cell of the granted directories.
+        shown: The numbers in the cell of the granted directories, each with what to call it.
         scratch: Bytes of the writable /tmp; 0 for none.
 
     Returns:
@@ -381,13 +381,12 @@ def open_directories(targets: Iterable[int], scratch: int) -> tuple[dict[int, in
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     opened = {}
-    for target in targets:
+    for target, name in shown.items():
         try:
             opened[target] = os.open(f"/{tree_path(target)}", flags)
         except OSError as error:
             # The path is the jail's, and says nothing to the reader of the message.
-            where = f"the directory granted as fd {target}"
-            raise OSError(error.errno, error.strerror, where) from error
+            raise OSError(error.errno, error.strerror, name) from error
     return opened, os.open(f"/{_SCRATCH}", flags) if scratch else None
 
 

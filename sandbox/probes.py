@@ -365,7 +365,7 @@ def _directories(ids: Ids) -> str:
         if not may_clone:
             tree = _step("directories", mounts.reopen_tree, here, read_only=True)
         _enter_root({}, {_TARGET: tree}, _SCRATCH)
-        _step("directories", mounts.open_directories, [_TARGET], _SCRATCH)
+        _step("directories", mounts.open_directories, {_TARGET: "/"}, _SCRATCH)
         return "mounts of their own, and a writable /tmp where it is asked for"
 
     return _in_namespaces(ids, act)

@@ -10,8 +10,8 @@ import click
 
 from runner.commands.command import Group
 from runner.commands.options import debug_option
+from runner.content.reading import stdin
 from runner.errors import EXIT_USAGE, WwError, printable
-from runner.input import stdin
 from runner.output import STDOUT, print_on_stderr, print_on_stdout
 
 if TYPE_CHECKING:

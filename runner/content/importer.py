@@ -13,9 +13,9 @@ from runner.content import dagpb, directory, hamt, unixfs
 from runner.content.cid import DAG_PB, RAW, Cid
 from runner.content.dagpb import Link
 from runner.content.errors import ContentError
+from runner.content.reading import read_into
 from runner.content.varint import Buffer
 from runner.errors import WwError
-from runner.input import read_into
 
 SHARD_THRESHOLD = 256 * 1024
 """Bytes above which a directory is sharded. Kubo before 0.40 sharded at the very number too."""

@@ -174,7 +174,7 @@ def _pass_through(number: int, inherited: Inherited) -> PlannedGrant:
     if found.mode is None or refusal:
         raise WwError(
             name,
-            f"fd {number} is {_a(found.what)} and cannot pass through: {refusal}",
+            f"fd {number} is {found.with_article} and cannot pass through: {refusal}",
             hint=f"redirect it, grant something else with target={number}, or use --no-stdio",
             code=EXIT_GRANT,
         )
@@ -197,8 +197,3 @@ def _null(number: int) -> PlannedGrant:
     """Plan /dev/null, a character device and so a stream, as one of 0, 1, 2."""
     grant = Grant(target=number, name=None, mode=_NULL_MODES[number], type="stream")
     return PlannedGrant(grant, None, "--no-stdio", grant.mode, "/dev/null")
-
-
-def _a(what: str) -> str:
-    """Put the article; no name of a kind starts with a u that is spoken as in ``umbrella``."""
-    return f"an {what}" if what[:1] in "aeio" else f"a {what}"

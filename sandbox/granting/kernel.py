@@ -45,6 +45,12 @@ class Descriptor(Record):
     refusal: str = ""
     directory: bool = False
 
+    @property
+    def with_article(self) -> str:
+        """What it is, for the middle of a sentence: ``a pipe (read end)``."""
+        # No name of a kind starts with a u that is spoken as in `umbrella`.
+        return f"an {self.what}" if self.what[:1] in "aeio" else f"a {self.what}"
+
 
 def describe(fd: int) -> Descriptor:
     """Ask the kernel about a descriptor, without reading from it or changing it.

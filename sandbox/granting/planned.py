@@ -116,7 +116,7 @@ def _with_path(request: GrantRequest, source: Descriptor) -> GrantRequest:
         if request.guest is not None:
             raise GrantError(
                 request.origin,
-                f"{request.given} is {_a(source.what)} and no directory",
+                f"{request.given} is {source.with_article} and no directory",
             )
         return request
     guest = own if request.guest is None else request.guest
@@ -136,7 +136,7 @@ def _planned(request: GrantRequest, target: int, preopen: int, source: Descripto
     if source.mode is None or source.refusal:
         raise GrantError(
             request.origin,
-            f"{request.given} is {_a(source.what)} and cannot be granted: {source.refusal}",
+            f"{request.given} is {source.with_article} and cannot be granted: {source.refusal}",
             hint="grant a file, a directory, a stream or a socket in its place",
         )
     grant = Grant(
@@ -160,7 +160,7 @@ def _mode(request: GrantRequest, actual: Mode, source: Descriptor) -> Mode:
     if not set(asked) <= set(actual):
         raise GrantError(
             request.origin,
-            f"mode={asked} is asked, but {request.given}, {_a(source.what)}, is open with"
+            f"mode={asked} is asked, but {request.given}, {source.with_article}, is open with"
             f" mode={actual}",
             hint=f"ask for mode={actual}, or open it otherwise",
         )
@@ -193,12 +193,7 @@ def _type(request: GrantRequest, source: Descriptor) -> FdType:
         possible = " or ".join(f"type={name}" for name in source.types)
         raise GrantError(
             request.origin,
-            f"type={asked} is asked, but {request.given} is {_a(source.what)}",
+            f"type={asked} is asked, but {request.given} is {source.with_article}",
             hint=f"ask for {possible}, or leave the type out",
         )
     return asked
-
-
-def _a(what: str) -> str:
-    """Put the article; no name of a kind starts with a u that is spoken as in ``umbrella``."""
-    return f"an {what}" if what[:1] in "aeio" else f"a {what}"

@@ -364,10 +364,10 @@ class Calls:
     def poll_oneoff(
         self, now: int, subscriptions: int, events: int, count: int, result: int
     ) -> None:
-        due = poll.wait(self._memory, self._look_up, now, subscriptions, events, count)
+        due = poll.wait(self._memory, self.served, now, subscriptions, events, count)
         self._memory.put_u32(result, due)
 
-    def _look_up(self, number: int) -> File | BaseDirectory | None:
+    def served(self, number: int) -> File | BaseDirectory | None:
         """Return what one of the cell's descriptors stands for, or ``None``."""
         entry = self._entry(number)
         return self._slots[-1 - entry] if entry < 0 else None

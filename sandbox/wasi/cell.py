@@ -21,7 +21,7 @@ from sandbox.wasi.bridge import HostFunctions
 from sandbox.wasi.calls import Calls, CellExit
 from sandbox.wasi.directory import BaseDirectory, RootDirectory
 from sandbox.wasi.failures import Rejected, Stale, first_cause, lacks_memory
-from sandbox.wasi.files import File, open_grant
+from sandbox.wasi.files import File, WasiError, open_grant
 from sandbox.wasi.memories import Memories
 from sandbox.wasi.memory import GuestMemory
 from sandbox.wasi.meter import Meter, OutputLimit
@@ -172,6 +172,7 @@ class Workshop:
         self._rehearsal = b""
         self._served: dict[int, File | BaseDirectory] = {}
         self._calls = Calls()
+        self._connected = False  # a cell that has no memory cannot call
         self._functions = HostFunctions()
         self._linker = wasmtime.Linker(self._engine)
         self._linker.allow_shadowing = True  # what is a cell's own, is defined for each anew
@@ -262,14 +263,18 @@ class Workshop:
         if plan.invoke:
             results = invoke.call(store, cell, plan)
             try:
-                invoke.show(results, self._served.get(_STDOUT))
+                invoke.show(results, self._stdout())
             except OutputLimit:
                 return limit("output")
-            except OSError:
+            except (OSError, WasiError):
                 return Outcome("exit", 1)  # as of a program that could not write
         else:
             _start(store, cell)(store)
         return Outcome("exit", 0)
+
+    def _stdout(self) -> File | BaseDirectory | None:
+        """Return what the cell has as its standard output by now."""
+        return self._calls.served(_STDOUT) if self._connected else self._served.get(_STDOUT)
 
     def prepare_rehearsal(self, cache: Cache) -> None:
         """Make what :meth:`rehearse` takes, unless it is there.
@@ -350,6 +355,7 @@ class Workshop:
                 raise
             raise Rejected(first_cause(error)) from error
         memory = invoke.exported(store, cell, "memory")
+        self._connected = isinstance(memory, wasmtime.Memory)
         if isinstance(memory, wasmtime.Memory):
             self._connect(store, table, memory, plan)
         elif module.imports:

@@ -22,10 +22,13 @@ _FEATURES: dict[str, Any] = {
     "wasm_tail_call": True,
     "wasm_exceptions": True,
     "wasm_multi_memory": True,
+    # clang has it at -mrelaxed-simd.
+    "wasm_relaxed_simd": True,
     # Off until a cell needs them.
     "wasm_memory64": False,
     "wasm_threads": False,
     "wasm_gc": False,
+    "wasm_function_references": False,
     "wasm_wide_arithmetic": False,
     "wasm_custom_page_sizes": False,
     "wasm_stack_switching": False,

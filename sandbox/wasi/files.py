@@ -91,8 +91,8 @@ _ADVICE = (
     os.POSIX_FADV_NOREUSE,
 )
 # fdflags that fcntl(2) can change, by their names there. Linux ignores changes of the SYNC ones.
-_CHANGEABLE_FLAGS = ((abi.APPEND, os.O_APPEND), (abi.NONBLOCK, os.O_NONBLOCK))
-_FLAGS = (*_CHANGEABLE_FLAGS, (abi.DSYNC, os.O_DSYNC), (abi.SYNC, os.O_SYNC))
+CHANGEABLE_FLAGS = ((abi.APPEND, os.O_APPEND), (abi.NONBLOCK, os.O_NONBLOCK))
+_FLAGS = (*CHANGEABLE_FLAGS, (abi.DSYNC, os.O_DSYNC), (abi.SYNC, os.O_SYNC))
 
 
 class File:
@@ -128,10 +128,11 @@ class File:
             self.rights |= abi.FD_SEEK | abi.FD_TELL
         # A pipe, a socket or a terminal has no position that could be moved or told.
         self._has_position = self.filetype != abi.UNKNOWN
-        # Whoever granted a log opened for appending granted neither its overwriting nor cutting.
+        # Whoever granted a log opened for appending granted neither its overwriting nor cutting,
+        # nor a size that is not that of what was written.
         self._append_only = bool(self.flags() & abi.APPEND)
         if self._append_only:
-            self.rights &= ~abi.FD_FILESTAT_SET_SIZE
+            self.rights &= ~(abi.FD_FILESTAT_SET_SIZE | abi.FD_ALLOCATE)
 
     def be_terminal(self) -> None:
         """Let the cell know a character device as the terminal that it is: isatty(3) says yes."""
@@ -267,8 +268,12 @@ class File:
         if offset + size > _LARGEST:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         state = os.fstat(self.fd)
-        # What lies in holes is new too. st_blocks counts 512 bytes (stat(2)).
-        grown = max(0, offset + size - min(state.st_size, state.st_blocks * 512))
+        # What lies in holes is new too. Where they are, only moving the position would tell, so all
+        # that there are count as if they were here. st_blocks counts 512 bytes (stat(2)).
+        end = offset + size
+        within = max(0, min(end, state.st_size) - offset)
+        holes = max(0, state.st_size - state.st_blocks * 512)
+        grown = max(0, end - max(offset, state.st_size)) + min(within, holes)
         self.meter.need(grown)
         os.posix_fallocate(self.fd, offset, size)
         self.meter.charge(grown)
@@ -312,7 +317,7 @@ class File:
         actual = fcntl.fcntl(self.fd, fcntl.F_GETFL)
         if (flags ^ self.flags()) & ~(abi.APPEND | abi.NONBLOCK):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        for wasi, bits in _CHANGEABLE_FLAGS:
+        for wasi, bits in CHANGEABLE_FLAGS:
             actual = actual | bits if flags & wasi else actual & ~bits
         fcntl.fcntl(self.fd, fcntl.F_SETFL, actual)
 
@@ -350,8 +355,14 @@ class Socket(File):
     def __init__(self, fd: int, mode: Mode, meter: Meter | None = None) -> None:
         """Take over a descriptor; see :class:`File`."""
         super().__init__(fd, mode, meter)
-        self._socket = socket.socket(fileno=fd)
-        stream = self._socket.type == socket.SOCK_STREAM
+        try:
+            self._socket = socket.socket(fileno=fd)
+        except OSError:
+            # Python begins with getsockname(2), which AF_XDP, AF_ALG and a few others do not have.
+            # The family is for addresses alone, and nothing here is about them.
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_RAW, 0, fd)
+        kind = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+        stream = kind == socket.SOCK_STREAM
         self.filetype = abi.SOCKET_STREAM if stream else abi.SOCKET_DGRAM
         if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             self.rights &= ~(abi.FD_READ | abi.FD_WRITE)

@@ -6,7 +6,9 @@ that the function has, and its results are written as lines, as the engine's own
 """
 
 import ctypes
+import errno
 import math
+import os
 import re
 from typing import Any
 
@@ -133,9 +135,12 @@ def show(results: list[int | float], stdout: File | BaseDirectory | None) -> Non
     """Write results to the cell's standard output, a line for each.
 
     Raises:
-        OSError: As write(2) says.
+        OSError: As write(2) says; EBADF if it is no file.
         OutputLimit: If that is more than the cell may write.
+        WasiError: If it is not for writing, or the cell has given that right up.
     """
     data = memoryview("".join(f"{result}\n" for result in results).encode())
-    while data and isinstance(stdout, File):
+    while data:
+        if not isinstance(stdout, File):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         data = data[stdout.write([data]) :]

@@ -1,6 +1,6 @@
 """How much the cell has written, in all, to whatever it was granted."""
 
-import sys
+import math
 from collections.abc import Sequence
 
 
@@ -19,8 +19,8 @@ class Meter:
         Args:
             limit: Bytes; ``None`` for no limit.
         """
-        # Nobody writes that much; so there is no second case on the way of every write.
-        self._left = sys.maxsize if limit is None else limit
+        # It is never used up; so there is no second case on the way of every write.
+        self._left = math.inf if limit is None else limit
 
     def cut(self, buffers: Sequence[memoryview]) -> Sequence[memoryview]:
         """Return what of the buffers may be written, so that the limit is reached exactly.
@@ -36,9 +36,10 @@ class Meter:
         if not left:
             raise OutputLimit
         allowed = []
+        rest = int(left)
         for buffer in buffers:
-            allowed.append(buffer[:left])
-            left -= len(allowed[-1])
+            allowed.append(buffer[:rest])
+            rest -= len(allowed[-1])
         return allowed
 
     def need(self, size: int) -> None:

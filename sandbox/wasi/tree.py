@@ -20,7 +20,15 @@ from sandbox import syscalls
 from sandbox.grants import Mode
 from sandbox.wasi import abi
 from sandbox.wasi.directory import BaseDirectory, Entry, check_open_flags
-from sandbox.wasi.files import File, Filestat, WasiError, check_times, filetype_of, new_times
+from sandbox.wasi.files import (
+    CHANGEABLE_FLAGS,
+    File,
+    Filestat,
+    WasiError,
+    check_times,
+    filetype_of,
+    new_times,
+)
 from sandbox.wasi.meter import Meter
 
 # Symbolic links on the way of one path (path_resolution(7)).
@@ -62,7 +70,6 @@ _ACCESS = abi.FD_READ | abi.FD_WRITE
 _ACCESS_MODES = {"r": os.O_RDONLY, "w": os.O_WRONLY, "rw": os.O_RDWR}
 # fdflags that can only be given when a file is opened (fcntl(2)).
 _SYNC_FLAGS = ((abi.DSYNC, os.O_DSYNC), (abi.RSYNC, os.O_RSYNC), (abi.SYNC, os.O_SYNC))
-_LATER_FLAGS = ((abi.APPEND, os.O_APPEND), (abi.NONBLOCK, os.O_NONBLOCK))
 _BELOW = os.O_NOFOLLOW | os.O_CLOEXEC
 
 # struct linux_dirent64 of getdents64(2): inode, offset of the next, length of the whole, type, then
@@ -271,7 +278,7 @@ class Directory(BaseDirectory):
             opened.narrow(opened.rights & rights & self.rights_inheriting)
             # After the file was made: one that is opened for appending is not append-only.
             actual = fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK
-            actual |= sum(bits for wasi, bits in _LATER_FLAGS if fdflags & wasi)
+            actual |= sum(bits for wasi, bits in CHANGEABLE_FLAGS if fdflags & wasi)
             fcntl.fcntl(fd, fcntl.F_SETFL, actual)
         except BaseException:
             os.close(fd)

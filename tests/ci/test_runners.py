@@ -431,7 +431,7 @@ def test_a_link_where_the_directory_was_is_not_followed(
     with leftovers(ww):
         done = ww.call([*host, *ww.command, "run", "--fd", "a=3", cell], fds={3: granted})
     assert (reached.stdout, reached.stderr) == (b"what is inside\n", b"")
-    said = f"cannot re-root what was granted: it is not at {str(granted)!r} any more"
+    said = f"the directory granted as /a: cannot re-root it: it is not at {str(granted)!r} any more"
     assert done.stderr.decode() == f"ww: error: jail: directories: {said}\n"
     assert (done.returncode, done.stdout) == (67, b"")
 

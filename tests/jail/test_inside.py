@@ -106,6 +106,23 @@ def test_a_caller_with_too_little_address_space_is_told_so(ww_account: Ww) -> No
     assert done.stderr.startswith(b"ww: error: jail: limits: the address space is limited to ")
 
 
+def test_a_recursion_without_end_is_a_trap_though_the_callers_stack_is_small(
+    ww_account: Ww,
+) -> None:
+    text = """(module (memory (export "memory") 1)
+      (func $deeper (param i64) (result i64)
+        (i64.add (i64.const 1) (call $deeper (i64.add (local.get 0) (i64.const 1)))))
+      (func (export "_start") (drop (call $deeper (i64.const 0)))))"""
+    cell = ww_account.file("cell.wasm", bytes(wasmtime.wat2wasm(text)))
+    for limit in ("-Ss 512", "-Ss 8192"):
+        done = ww_account.shell(f"ulimit {limit}; exec ww run {cell}")
+        assert (limit, done.returncode) == (limit, 134), done.stderr
+    done = ww_account.shell(f"ulimit -s 1024; exec ww run {cell}")
+    assert done.returncode == 67
+    assert done.stderr.startswith(b"ww: error: jail: limits: the stack is limited to 1048576 bytes")
+    assert b"ulimit -s 8192" in done.stderr
+
+
 def test_the_kernel_kills_it_with_its_spawner(inside: dict[str, Any]) -> None:
     assert inside["pdeathsig"] == 9
 

@@ -241,6 +241,7 @@ def test_systemd_is_asked_to_delegate_a_control_group(
 
 def test_the_other_steps_have_theirs(machine: Machine) -> None:
     assert "ulimit -v unlimited" in remedy("limits", 0)
+    assert "--uid" in remedy("directories", errno.EACCES)
     assert "kernel.keys.maxkeys" in remedy("session", errno.EDQUOT)
     assert "pyroute2" in remedy("network", 0)
     assert "RestrictAddressFamilies" in remedy("network", errno.EAFNOSUPPORT)

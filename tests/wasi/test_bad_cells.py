@@ -249,6 +249,7 @@ def test_instructions_that_are_switched_off_are_refused(run: Run) -> None:
         "(type (struct (field i32)))",
         "(func (param i64 i64 i64 i64) (result i64 i64) (i64.add128 (local.get 0) (local.get 1)"
         " (local.get 2) (local.get 3)))",
+        "(type $f (func)) (func (param (ref $f)) (call_ref $f (local.get 0)))",
     ]
     cells = [wat(f"{text} {START}") for text in texts]
     for text, line in zip(texts, refusals(run, cells), strict=True):

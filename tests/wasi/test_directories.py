@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import BuildFunction, Ww
+from tests.features import lacks
 from tests.wasi.remote_cell import (
     ALL_RIGHTS,
     APPEND,
@@ -818,3 +819,46 @@ def test_what_is_written_below_counts_as_output(
         done = ww.run("run", *flags, c_cell("libc"), *calls, "write 4 more", fds={3: fd})
     assert done.returncode == 66
     assert (folder / "b").read_bytes() == b"67"
+
+
+def test_a_file_that_is_larger_than_the_output_may_be_is_written_all_the_same(
+    ww_account: Ww, c_cell: BuildFunction, beside: Path
+) -> None:
+    folder = fill(beside / "d")
+    with (folder / "a").open("wb") as log:
+        log.truncate(1 << 20)
+    give(folder, ww_account.account.uid or NOBODY)
+    flags = ("--dir", f"{folder}:/d:rw", "--output", "1000")
+    with remote(ww_account, c_cell("remote"), *flags) as cell:
+        _, fd = cell.open("a", W, fdflags=APPEND)
+        assert fd is not None
+        assert cell.write(fd, b"more") == (OK, 4)
+    assert (folder / "a").stat().st_size == (1 << 20) + 4
+
+
+def test_a_directory_that_cannot_be_had_is_named_as_its_user_knows_it(
+    ww_account: Ww, c_cell: BuildFunction, beside: Path
+) -> None:
+    gone = beside / "gone"
+    gone.mkdir()
+    give(gone, ww_account.account.uid or NOBODY)
+    with opened(gone) as fd:
+        gone.rmdir()
+        done = ww_account.run("run", "--fd", "data=3", c_cell("libc"), fds={3: fd})
+    assert done.returncode == 67
+    said = b"ww: error: jail: directories: the directory granted as /data: cannot re-root it: "
+    assert done.stderr == said + b"it was deleted\n"
+
+
+def test_a_directory_that_the_cells_user_may_not_read_is_named_with_what_to_do(
+    ww: Ww, c_cell: BuildFunction, beside: Path
+) -> None:
+    if os.geteuid() != 0:
+        lacks("root", "the cells of an ordinary user are that user")
+    closed = beside / "closed"
+    closed.mkdir(mode=0o700)
+    done = ww.run("run", "--dir", f"{beside}:/a", "--dir", f"{closed}:/b", c_cell("libc"))
+    assert done.returncode == 67
+    said = b"ww: error: jail: directories: the directory granted as /b: Permission denied ("
+    assert done.stderr.startswith(said)
+    assert b"--uid" in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import wasmtime
 
 from tests.conftest import CELL_FLAGS, EXAMPLES, PROBES, Ww, compile_c
 
@@ -95,6 +96,34 @@ def test_results_go_to_the_granted_output_and_nowhere_else(ww: Ww, reactor: Path
         )
     assert (done.stdout, target.read_bytes()) == (b"", b"42\n")
     assert ww.run("run", "--no-stdio", "--invoke", "ready", reactor).stdout == b""
+
+
+def test_results_that_cannot_be_written_are_a_failure_of_the_cell_and_none_of_ww(
+    ww: Ww, reactor: Path
+) -> None:
+    read_only = ww.file("granted", b"text")
+    to_nothing = ("--fd", "o=3,target=1", "--invoke", "ready", reactor)
+    for given in (read_only, Path("/usr")):
+        done = ww.run("run", *to_nothing, fds={3: given})
+        assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+    # Nobody reads them where there are none.
+    assert ww.run("run", *to_nothing[:2], "--invoke", "nothing", reactor, fds={3: read_only})
+
+
+def test_results_go_where_the_cell_has_its_output_at_its_end(ww: Ww) -> None:
+    target = ww.file("out")
+    text = """(module
+      (import "wasi_snapshot_preview1" "fd_renumber" (func $renumber (param i32 i32) (result i32)))
+      (import "wasi_snapshot_preview1" "fd_close" (func $close (param i32) (result i32)))
+      (memory (export "memory") 1)
+      (func (export "move") (result i32) (call $renumber (i32.const 10) (i32.const 1)))
+      (func (export "shut") (result i32) (call $close (i32.const 1))))"""
+    cell = ww.file("cell.wasm", bytes(wasmtime.wat2wasm(text)))
+    with open(target, "wb") as out:
+        done = ww.run("run", "--fd", "o=5,mode=w", "--invoke", "move", cell, fds={5: out})
+    assert (done.returncode, done.stdout, target.read_bytes()) == (0, b"", b"0\n"), done.stderr
+    done = ww.run("run", "--invoke", "shut", cell)
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
 
 
 def test_a_module_without_a_start_says_how_to_call_it(ww: Ww, reactor: Path) -> None:

@@ -143,13 +143,13 @@ def test_numbers_are_the_lowest_free_ones_and_lead_where_they_did(
                     if errno == OK:
                         number = cell.call("peek", AT)
                         assert number == next(n for n in range(LAST + 1) if n not in model)
-                        item = cell.calls._look_up(number)
+                        item = cell.calls.served(number)
                         assert item is not None
                         model[number] = look_at(item)
                         assert model[number].kind == MADE[name]
                 # Every other number leads where it did, and no more are open.
                 for number in (*range(40), LAST):
-                    item = cell.calls._look_up(number)
+                    item = cell.calls.served(number)
                     assert (None if item is None else look_at(item)) == model.get(number)
                     assert (cell.call("fd_tell", number, AT) == EBADF) == (number not in model)
 

@@ -16,6 +16,8 @@ import pytest
 
 from sandbox.granting import kernel
 from sandbox.granting.kernel import Descriptor, describe
+from sandbox.wasi import abi
+from sandbox.wasi.files import open_grant
 from tests.features import lacks
 
 ROOT = Path(__file__).parents[3]
@@ -290,6 +292,10 @@ def test_a_socket_that_has_no_addresses_is_a_socket(family: int, kind: int) -> N
         found = describe(made.fileno())
         assert found == Descriptor("socket of a family without addresses", "rw", ("socket",))
         os.fstat(made.fileno())
+        # And the host can serve it.
+        served = open_grant(os.dup(made.fileno()), "rw")
+        assert served.filetype == abi.SOCKET_DGRAM
+        served.close()
 
 
 def test_describing_changes_and_closes_nothing(keep: Keep) -> None:

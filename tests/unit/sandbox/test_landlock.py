@@ -481,7 +481,7 @@ def test_a_re_rooted_directory_and_a_file_in_the_whole_jail(
             mounts.furnish({"file": file}, [TARGET], (), proc=True, scratch=True)
             mounts.attach(proc, {mounts.tree_path(TARGET): here}, 1 << 20)
             mounts.seal_root()
-            fds, scratch = mounts.open_directories([TARGET], 1 << 20)
+            fds, scratch = mounts.open_directories({TARGET: ""}, 1 << 20)
             assert scratch is not None
             _restrict([], [(file, "r")], [(fds[TARGET], mode), (scratch, "rw")])
             return {

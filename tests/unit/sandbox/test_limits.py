@@ -121,6 +121,28 @@ def test_too_little_address_space_for_the_engine_is_an_error_that_says_so() -> N
     assert "ulimit -v" in text
 
 
+@pytest.mark.parametrize("soft", [512 << 10, 8 << 20])
+def test_the_stack_may_grow_as_far_as_the_engine_believes(soft: int) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    found = after(BOUNDS, lambda: resource.setrlimit(resource.RLIMIT_STACK, (soft, hard)))
+    assert found["RLIMIT_STACK"] == (8 << 20, hard)
+
+
+def test_too_small_a_stack_for_the_engine_is_an_error_that_says_so() -> None:
+    def body() -> Any:
+        resource.setrlimit(resource.RLIMIT_STACK, (1 << 20, 1 << 20))
+        try:
+            limits.apply(BOUNDS, ABOVE)
+        except JailError as error:
+            return [error.step, str(error)]
+        return None
+
+    step, text = forked(body)
+    assert step == "limits"
+    assert str(1 << 20) in text
+    assert "ulimit -s" in text
+
+
 def test_enough_address_space_is_left_alone() -> None:
     room = 64 << 30
     found = after(BOUNDS, lambda: resource.setrlimit(resource.RLIMIT_AS, (room, room)))

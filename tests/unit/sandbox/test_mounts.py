@@ -120,7 +120,7 @@ def jailed(
             mounts.furnish({}, list(fds), (), proc=False, scratch=scratch > 0)
             mounts.attach(None, by_path(trees), scratch)
             mounts.seal_root()
-            return body(*mounts.open_directories(list(fds), scratch))
+            return body(*mounts.open_directories(dict.fromkeys(fds, ""), scratch))
 
         return cloned(cell)
 
@@ -493,7 +493,7 @@ def test_many_directories_and_pathlinks_fit_into_the_root() -> None:
         mounts.furnish(links, targets, (), proc=False, scratch=True)
         mounts.attach(None, by_path(trees), 4096)
         mounts.seal_root()
-        fds, scratch = mounts.open_directories(targets, 4096)
+        fds, scratch = mounts.open_directories(dict.fromkeys(targets, ""), 4096)
         return len(fds), scratch is not None, len(os.listdir("/"))
 
     def spawner() -> Any:
@@ -927,12 +927,12 @@ def test_a_directory_that_the_cells_user_may_not_read_is_named(account_folders: 
             mounts.furnish({}, [TARGET], (), proc=False, scratch=False)
             mounts.attach(None, by_path({TARGET: tree}), 0)
             with pytest.raises(PermissionError) as error:
-                mounts.open_directories([TARGET], 0)
+                mounts.open_directories({TARGET: "what it is called"}, 0)
             return error.value.filename
 
         return cloned(cell)
 
-    assert forked(spawner) == "the directory granted as fd 10"
+    assert forked(spawner) == "what it is called"
 
 
 # --- the writable /tmp ---------------------------------------------------------------------------
