@@ -59,18 +59,21 @@ FUNCTIONS = {
     "sock_send": "iiiii",
     "sock_shutdown": "ii",
 }
-# Functions whose first parameter is the descriptor that decides who serves the call.
-BY_DESCRIPTOR = tuple(
-    name
-    for name in FUNCTIONS
-    if name.startswith(("fd_", "path_", "sock_"))
-    and name not in ("fd_renumber", "path_link", "path_rename", "path_symlink")
-)
-# Functions on two directories, or with the directory in another place: the parameters' positions.
-BY_DIRECTORIES = {"path_link": (0, 4), "path_rename": (0, 3), "path_symlink": (2,)}
-# Functions that this host always serves. proc_exit: wasmtime allows exit codes below 126 only.
-# poll_oneoff: wasmtime's would start threads, and cannot mix our descriptors with clocks.
-ALWAYS_HOST = ("poll_oneoff", "proc_exit")
+# Functions on descriptors, with the positions of the parameters that are such. (fd_renumber is
+# about numbers alone.)
+DESCRIPTORS = {
+    **{
+        name: (0,)
+        for name in FUNCTIONS
+        if name.startswith(("fd_", "path_", "sock_")) and name != "fd_renumber"
+    },
+    "path_link": (0, 4),
+    "path_rename": (0, 3),
+    "path_symlink": (2,),
+}
+# Others that this host serves. proc_exit: wasmtime allows exit codes below 126 only. poll_oneoff:
+# wasmtime's would start threads, and cannot mix our descriptors with clocks.
+HOST = ("poll_oneoff", "proc_exit")
 
 # errno.typenames.witx by the numbers of this host; what is not listed becomes EIO.
 ERRNO = {

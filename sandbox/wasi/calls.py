@@ -43,17 +43,17 @@ class Calls:
         self._slots: list[File | BaseDirectory | None] = []
         self._opened: set[int] = set()  # slots of what the cell opened itself
         self._memory: GuestMemory
-        self._entry: Callable[[int], int]
+        self._slot_of: Callable[[int], int | None]
 
-    def bind(self, memory: GuestMemory, entry: Callable[[int], int]) -> None:
+    def bind(self, memory: GuestMemory, slot_of: Callable[[int], int | None]) -> None:
         """Connect to a cell.
 
         Args:
             memory: The cell's memory.
-            entry: Returns the switch's entry of one of the cell's numbers, for poll_oneoff.
+            slot_of: Returns the slot of one of the cell's numbers, or ``None`` if it is closed.
         """
         self._memory = memory
-        self._entry = entry
+        self._slot_of = slot_of
 
     def add(self, item: File | BaseDirectory) -> int:
         """Put a descriptor into a free slot and return the slot."""
@@ -328,34 +328,21 @@ class Calls:
     def path_unlink_file(self, slot: int, path: int, size: int) -> None:
         self._directory(slot).unlink_file(self._path(path, size))
 
-    # These three get entries of the map in place of slots.
-
     def path_link(
         self, old: int, lookup: int, path: int, size: int, new: int, name: int, length: int
     ) -> None:
-        source, target = self._directory_of(old), self._directory_of(new)
+        source, target = self._directory(old), self._directory(new)
         source.link(
             self._path(path, size), target, self._path(name, length), follow=_follows(lookup)
         )
 
     def path_rename(self, old: int, path: int, size: int, new: int, name: int, length: int) -> None:
-        source, target = self._directory_of(old), self._directory_of(new)
+        source, target = self._directory(old), self._directory(new)
         source.rename(self._path(path, size), target, self._path(name, length))
 
     def path_symlink(self, path: int, size: int, directory: int, name: int, length: int) -> None:
-        target = self._directory_of(directory)
+        target = self._directory(directory)
         target.symlink(self._path(path, size), self._path(name, length))
-
-    def _directory_of(self, entry: int) -> BaseDirectory:
-        """Return the directory of an entry of the map, which has 32 bits and a sign.
-
-        Raises:
-            WasiError: EBADF for what the engine serves: it has no directories.
-            OSError: ENOTDIR.
-        """
-        if not entry >> 31:
-            raise WasiError(abi.EBADF)
-        return self._directory((1 << 32) - 1 - entry)
 
     # The rest
 
@@ -369,8 +356,8 @@ class Calls:
 
     def served(self, number: int) -> File | BaseDirectory | None:
         """Return what one of the cell's descriptors stands for, or ``None``."""
-        entry = self._entry(number)
-        return self._slots[-1 - entry] if entry < 0 else None
+        slot = self._slot_of(number)
+        return None if slot is None else self._slots[slot]
 
     def proc_exit(self, code: int) -> None:
         raise CellExit(code)

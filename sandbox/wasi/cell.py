@@ -381,7 +381,7 @@ class Workshop:
         self._calls.bind(GuestMemory(store, memory), numbers.__getitem__)
         self._calls.most_open = plan.limits.nofile
         for number, served in self._served.items():
-            numbers[number] = -1 - self._calls.add(served)
+            numbers[number] = self._calls.add(served)
 
 
 def _start(store: wasmtime.Store, cell: wasmtime.Instance) -> wasmtime.Func:
@@ -442,12 +442,13 @@ class NumberMap:
         base = ctypes.cast(address, ctypes.c_void_p).value or 0
         self._entries = (ctypes.c_int32 * switch.MAP_ENTRIES).from_address(base)
 
-    def __getitem__(self, number: int) -> int:
-        """Return the entry of a number, 0 if it is not open or there is no such number."""
-        return self._entries[number] if 0 <= number < switch.MAP_ENTRIES else 0
+    def __getitem__(self, number: int) -> int | None:
+        """Return the slot of a number, ``None`` if it is not open or there is no such number."""
+        entry = self._entries[number] if 0 <= number < switch.MAP_ENTRIES else 0
+        return entry - 1 if entry else None
 
-    def __setitem__(self, number: int, entry: int) -> None:
-        self._entries[number] = entry
+    def __setitem__(self, number: int, slot: int) -> None:
+        self._entries[number] = slot + 1
 
 
 def _wasi_config(plan: Plan) -> wasmtime.WasiConfig:

@@ -1,10 +1,10 @@
 """The two WebAssembly modules that route each WASI call to who serves it.
 
-The switch keeps a map from the cell's descriptor numbers to who serves them, 32 bits each, in a
-memory of its own that the cell cannot reach: 0 is closed; ``n`` above 0 is wasmtime's descriptor
-``n - 1``; ``n`` below 0 is slot ``-1 - n`` of this host. All numbering happens here: a function
-that makes a descriptor returns its slot or wasmtime's number, and the switch gives it the lowest
-free number of the cell. So numbers of different origin can neither collide nor be confused.
+Every call on a descriptor is this host's. The switch keeps a map from the cell's descriptor numbers
+to slots of the host, 32 bits each, in a memory of its own that the cell cannot reach: 0 is closed,
+and ``n`` is slot ``n - 1``. All numbering happens here: a function that makes a descriptor returns
+its slot, and the switch gives it the lowest free number of the cell. Only what is about no
+descriptor goes to wasmtime's own WASI, of which nothing else is imported.
 
 The switch exports the cell's memory as its own, because wasmtime's WASI looks for ``memory`` in
 the instance that calls it.
@@ -52,34 +52,31 @@ def shim() -> str:
 def host_functions() -> dict[str, str]:
     """Return the functions the switch imports from this host, with their parameters.
 
-    They are those of preview 1 with slots in place of descriptors. Functions on directories get
-    the map's entries instead, because each may be served by someone else. poll_oneoff gets the
-    time on the cell's monotonic clock first.
+    They are those of preview 1 with slots in place of descriptors; poll_oneoff, which finds its
+    descriptors in memory, gets the time on the cell's monotonic clock first.
     """
-    names = (*abi.BY_DESCRIPTOR, *abi.BY_DIRECTORIES, *abi.ALWAYS_HOST)
-    plain = {name: abi.FUNCTIONS[name] for name in names}
+    plain = {name: abi.FUNCTIONS[name] for name in (*abi.DESCRIPTORS, *abi.HOST)}
     return {**plain, "poll_oneoff": "I" + plain["poll_oneoff"]}
 
 
 def switch() -> str:
     """Return the text of the module that fills the shim's table."""
-    served = [name for name in abi.FUNCTIONS if name not in abi.ALWAYS_HOST]
-    wasmtime = [n for n in served if n != "fd_renumber"]
+    host = host_functions()
+    engine = [name for name in abi.FUNCTIONS if name not in host and name != "fd_renumber"]
     lines = ["(module"]
-    lines += [f'(import "{abi.MODULE}" "{n}" (func $wasi_{n} {_signature(n)}))' for n in wasmtime]
+    lines += [f'(import "{abi.MODULE}" "{n}" (func $wasi_{n} {_signature(n)}))' for n in engine]
     lines += [
         f'(import "host" "{n}" (func $host_{n} {_signature(n, kinds)}))'
-        for n, kinds in host_functions().items()
+        for n, kinds in host.items()
     ]
     lines += [
         f'(import "host" "table" (table {TABLE_SIZE} {TABLE_SIZE} funcref))',
         '(import "cell" "memory" (memory $cell 0))',
         f'(memory $map (export "map") {_MAP_PAGES} {_MAP_PAGES})',
         '(export "memory" (memory $cell))',
-        _LOOKUP,
+        _SLOT,
         _STORE,
         _ALLOCATE,
-        _DISCARD,
     ]
     for name in abi.FUNCTIONS:
         lines.append(
@@ -94,118 +91,84 @@ def switch() -> str:
 def _body(name: str) -> str:
     if name == "poll_oneoff":
         return _POLL
+    if name == "fd_renumber":
+        return _RENUMBER
+    if name in abi.DESCRIPTORS:
+        return _descriptor_body(name)
+    if name in abi.HOST:
+        return f"(call $host_{name} {_arguments(name)})"
+    call = f"(call $wasi_{name} {_arguments(name)})"
     if name in _ENUMERATIONS:
         return f"""
           (if (i32.ge_u (local.get 0) (i32.const {_ENUMERATIONS[name]}))
             (then (return (i32.const {abi.EINVAL}))))
-          (call $wasi_{name} {_arguments(name)})"""
-    if name in abi.ALWAYS_HOST:
-        return f"(call $host_{name} {_arguments(name)})"
-    if name == "fd_renumber":
-        return _RENUMBER
-    if name in abi.BY_DIRECTORIES:
-        return _directories_body(name)
-    if name in abi.BY_DESCRIPTOR:
-        return _descriptor_body(name)
-    return f"(call $wasi_{name} {_arguments(name)})"
+          {call}"""
+    return call
 
 
 def _descriptor_body(name: str) -> str:
-    """Route by the first parameter; 0 in the map is EBADF without asking anybody."""
-    rest = _arguments(name, start=1)
-    host = f"(call $host_{name} (i32.xor (local.get $m) (i32.const -1)) {rest})"
-    wasi = f"(call $wasi_{name} (i32.sub (local.get $m) (i32.const 1)) {rest})"
+    """Put slots in place of numbers, and call the host; what is closed is EBADF without it."""
+    slots = "\n".join(
+        f"""(local.set {p} (call $slot (local.get {p})))
+            (if (i32.lt_s (local.get {p}) (i32.const 0)) (then (return (i32.const {abi.EBADF}))))"""
+        for p in abi.DESCRIPTORS[name]
+    )
+    call = f"(call $host_{name} {_arguments(name)})"
     if name in _RESULT_POINTER:
-        pointer = f"(local.get {_RESULT_POINTER[name]})"
+        made = f"(i32.load $cell (local.get {_RESULT_POINTER[name]}))"
         return f"""
-          (local.set $m (call $lookup (local.get 0)))
-          (if (i32.eqz (local.get $m)) (then (return (i32.const {abi.EBADF}))))
-          (if (i32.lt_s (local.get $m) (i32.const 0))
-            (then (local.set $r {host})) (else (local.set $r {wasi})))
+          {slots}
+          (local.set $r {call})
           (if (local.get $r) (then (return (local.get $r))))
-          (local.set $m (if (result i32) (i32.lt_s (local.get $m) (i32.const 0))
-            (then (i32.xor (i32.load $cell {pointer}) (i32.const -1)))
-            (else (i32.add (i32.load $cell {pointer}) (i32.const 1)))))
-          (local.set $r (call $allocate (local.get $m)))
+          (local.set $r (call $allocate {made}))
           (if (i32.lt_s (local.get $r) (i32.const 0))
-            (then (drop (call $discard (local.get $m))) (return (i32.const {abi.EMFILE}))))
-          (i32.store $cell {pointer} (local.get $r))
+            (then (drop (call $host_fd_close {made})) (return (i32.const {abi.EMFILE}))))
+          (i32.store $cell (local.get {_RESULT_POINTER[name]}) (local.get $r))
           (i32.const 0)"""
-    after = ""
     if name == "fd_close":
         # Whatever close(2) says, the number is free afterwards.
-        after = "(call $store (local.get 0) (i32.const 0))"
-    return f"""
-      (local.set $m (call $lookup (local.get 0)))
-      (if (i32.eqz (local.get $m)) (then (return (i32.const {abi.EBADF}))))
-      (local.set $r (if (result i32) (i32.lt_s (local.get $m) (i32.const 0))
-        (then {host}) (else {wasi})))
-      {after}
-      (local.get $r)"""
+        return f"""
+          (local.set $m (local.get 0))
+          {slots}
+          (local.set $r {call})
+          (call $store (local.get $m) (i32.const -1))
+          (local.get $r)"""
+    return f"{slots}\n{call}"
 
 
-def _directories_body(name: str) -> str:
-    """Route by every directory: to wasmtime if it serves them all, else to the host."""
-    positions = abi.BY_DIRECTORIES[name]
-    lookups = "\n".join(
-        f"""(if (i32.eqz (call $lookup (local.get {p})))
-              (then (return (i32.const {abi.EBADF}))))
-            (local.set $m (i32.or (local.get $m)
-              (i32.shr_u (call $lookup (local.get {p})) (i32.const 31))))"""
-        for p in positions
-    )
-
-    def arguments(directory: str) -> str:
-        count = len(abi.FUNCTIONS[name])
-        plain = [f"(local.get {i})" for i in range(count)]
-        for p in positions:
-            plain[p] = directory.format(f"(call $lookup (local.get {p}))")
-        return " ".join(plain)
-
-    return f"""
-      {lookups}
-      (if (result i32) (local.get $m)
-        (then (call $host_{name} {arguments("{}")}))
-        (else (call $wasi_{name} {arguments("(i32.sub {} (i32.const 1))")})))"""
-
-
-_LOOKUP = f"""
-(func $lookup (param $fd i32) (result i32)
+# The slot of a number, or -1 if it is closed or there is no such number.
+_SLOT = f"""
+(func $slot (param $fd i32) (result i32)
   (if (result i32) (i32.ge_u (local.get $fd) (i32.const {MAP_ENTRIES}))
-    (then (i32.const 0))
-    (else (i32.load $map (i32.shl (local.get $fd) (i32.const 2))))))"""
+    (then (i32.const -1))
+    (else (i32.sub (i32.load $map (i32.shl (local.get $fd) (i32.const 2))) (i32.const 1)))))"""
 
 _STORE = """
-(func $store (param $fd i32) (param $entry i32)
-  (i32.store $map (i32.shl (local.get $fd) (i32.const 2)) (local.get $entry)))"""
+(func $store (param $fd i32) (param $slot i32)
+  (i32.store $map
+    (i32.shl (local.get $fd) (i32.const 2)) (i32.add (local.get $slot) (i32.const 1))))"""
 
 # The lowest free number, as POSIX open(2) does; -1 when all are taken.
 _ALLOCATE = f"""
-(func $allocate (param $entry i32) (result i32) (local $fd i32)
+(func $allocate (param $slot i32) (result i32) (local $fd i32)
   (loop $next
-    (if (i32.eqz (call $lookup (local.get $fd)))
-      (then (call $store (local.get $fd) (local.get $entry)) (return (local.get $fd))))
+    (if (i32.lt_s (call $slot (local.get $fd)) (i32.const 0))
+      (then (call $store (local.get $fd) (local.get $slot)) (return (local.get $fd))))
     (local.set $fd (i32.add (local.get $fd) (i32.const 1)))
     (br_if $next (i32.lt_u (local.get $fd) (i32.const {MAP_ENTRIES}))))
   (i32.const -1))"""
 
-# Close what an entry stands for, whoever serves it.
-_DISCARD = """
-(func $discard (param $entry i32) (result i32)
-  (if (result i32) (i32.lt_s (local.get $entry) (i32.const 0))
-    (then (call $host_fd_close (i32.xor (local.get $entry) (i32.const -1))))
-    (else (call $wasi_fd_close (i32.sub (local.get $entry) (i32.const 1))))))"""
-
 # Both numbers must be open: the interface has no way to make one up (fd_renumber in the witx).
 _RENUMBER = f"""
-  (local.set $m (call $lookup (local.get 0)))
-  (if (i32.or (i32.eqz (local.get $m)) (i32.eqz (call $lookup (local.get 1))))
+  (local.set $m (call $slot (local.get 0)))
+  (local.set $r (call $slot (local.get 1)))
+  (if (i32.lt_s (i32.or (local.get $m) (local.get $r)) (i32.const 0))
     (then (return (i32.const {abi.EBADF}))))
   (if (i32.ne (local.get 0) (local.get 1))
     (then
-      (drop (call $discard (call $lookup (local.get 1))))
+      (drop (call $host_fd_close (local.get $r)))
       (call $store (local.get 1) (local.get $m))
-      (call $store (local.get 0) (i32.const 0))))
+      (call $store (local.get 0) (i32.const -1))))
   (i32.const 0)"""
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 import wasmtime
-from wasmtime import _ffi
 
 from sandbox.wasi import abi, engine, switch
 from sandbox.wasi.bridge import HostFunctions
 from sandbox.wasi.calls import Calls, CellExit
+from sandbox.wasi.cell import NumberMap
 from sandbox.wasi.directory import BaseDirectory
 from sandbox.wasi.files import File
 from sandbox.wasi.memories import Memories
@@ -69,10 +68,10 @@ class LinkedCell:
         instance = linker.instantiate(self.store, host.switch)
         numbers = instance.exports(self.store)["map"]
         assert isinstance(numbers, wasmtime.Memory)
-        self._map = self._entries(numbers)
-        self.calls.bind(GuestMemory(self.store, memory), self._entry)
+        slots = NumberMap(self.store, numbers)
+        self.calls.bind(GuestMemory(self.store, memory), slots.__getitem__)
         for number, served in granted.items():
-            self._map[number] = -1 - self.calls.add(served)
+            slots[number] = self.calls.add(served)
 
     def _counted(self, name: str) -> Callable[..., None]:
         function = self.calls.function(name)
@@ -82,15 +81,6 @@ class LinkedCell:
             function(*numbers)
 
         return call
-
-    def _entries(self, memory: wasmtime.Memory) -> ctypes.Array[ctypes.c_int32]:
-        address = _ffi.wasmtime_memory_data(self.store._context(), ctypes.byref(memory._memory))
-        base = ctypes.cast(address, ctypes.c_void_p).value
-        assert base is not None
-        return (ctypes.c_int32 * switch.MAP_ENTRIES).from_address(base)
-
-    def _entry(self, number: int) -> int:
-        return self._map[number] if number < switch.MAP_ENTRIES else 0
 
     def call(self, name: str, *numbers: int) -> int:
         """Call what the cell exports, and return its result."""

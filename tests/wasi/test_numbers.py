@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.wasi import abi
 from tests.conftest import BuildFunction, FdSource, Ww
+from tests.wasi.host_here import Host
 from tests.wasi.remote_cell import (
     EBADF,
     EV_READ,
@@ -221,3 +223,12 @@ def test_without_stdio_the_standard_descriptors_are_empty(ww: Ww, c_cell: BuildF
         for number in (1, 2):
             assert cell.write(number, b"lost") == (OK, 4)
             assert cell.read(number, 10)[0] == EBADF
+
+
+def test_of_the_engines_own_wasi_nothing_can_be_reached_that_is_about_a_descriptor() -> None:
+    host = Host()
+    reached = {found.name for found in host.switch.imports if found.module == abi.MODULE}
+    assert reached == {
+        *("args_get", "args_sizes_get", "environ_get", "environ_sizes_get"),
+        *("clock_res_get", "clock_time_get", "random_get", "sched_yield", "proc_raise"),
+    }
