@@ -3,7 +3,6 @@
 wasmtime-py's own ``define_func`` converts every value to an object and back, at four to twenty
 times the price. The raw form of the C API hands over the address of the arguments, 16 bytes
 each, where the result goes too (``wasmtime_func_unchecked_callback_t`` in wasmtime/func.h).
-This is the only module that declares functions of wasmtime's C API.
 """
 
 import ctypes
