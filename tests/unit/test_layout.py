@@ -152,6 +152,8 @@ import runner.__main__
 runner.__main__.main()
 """
     path = ":".join(p for p in sys.path if p)
+    # Compiled before: what tells of a compilation that takes long is imported then.
+    assert ww.run("run", EXAMPLES / "hello" / "hello.wasm").returncode == 0
     done = ww.call(
         [
             *(sys.executable, "-I", "-S", "-c", program, f"{REPO}:{path}"),

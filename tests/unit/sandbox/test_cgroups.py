@@ -287,7 +287,7 @@ def test_removal_gives_up_on_what_cannot_be_removed(
         os.mkdir(path)
     began = time.monotonic()
     assert not made.remove()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 30
     for path in inside:
         os.rmdir(path)
         os.rmdir(os.path.dirname(path))
