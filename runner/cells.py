@@ -139,7 +139,7 @@ def _search(name: str, path: str) -> str:
         candidate = os.path.join(directory or ".", name)
         if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
             return candidate
-    hint = f"write ./{name} for the file here" if os.path.isfile(name) else ""
+    hint = f"write ./{name} for the file here" if os.path.isfile(name) else _as_address(name)
     raise WwError(
         name,
         "there is no executable file of that name on PATH",
@@ -148,13 +148,30 @@ def _search(name: str, path: str) -> str:
     )
 
 
+def _as_address(text: str) -> str:
+    """Return the hint to write an address as such, or an empty string where it is none."""
+    from runner.content.cid import Cid
+    from runner.content.errors import ContentError
+
+    for space in ("ipfs", "ipns"):
+        for prefix in (f"{space}://", f"{space}/"):
+            if text.startswith(prefix):
+                return f"write /{space}/{text.removeprefix(prefix)}"
+    try:
+        Cid.parse(text.partition("/")[0])
+    except ContentError:
+        return ""
+    return f"write /ipfs/{text}"
+
+
 def _from_file(path: str, max_size: int) -> int:
     path, selection = _split(path)
     try:
         # Not blocking: a FIFO in the cell's place must not make ww wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except FileNotFoundError:
-        raise WwError(path, "there is no such file", code=EXIT_NOT_FOUND) from None
+        hint = _as_address(path)
+        raise WwError(path, "there is no such file", hint=hint, code=EXIT_NOT_FOUND) from None
     except OSError as error:
         raise WwError(path, f"it cannot be read: {error.strerror}", code=EXIT_CANNOT_RUN) from None
     try:

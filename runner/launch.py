@@ -6,11 +6,11 @@ import os
 
 from runner import supervise
 from runner.commands.flags import fetch_options
-from runner.errors import EXIT_USAGE, WwError, printable
+from runner.errors import EXIT_GRANT, EXIT_USAGE, WwError, printable
 from runner.grants.abi import environment, verbose_lines
 from runner.grants.collect import Sources, collect
 from runner.limits import read_limits, seconds
-from runner.output import STDOUT, print_on_stderr, write
+from runner.output import STDERR, print_on_stderr, print_on_stdout
 from runner.status import open_status
 
 TYPE_CHECKING = False
@@ -61,6 +61,7 @@ def launch(
                 ipfs=values["with_ipfs"] or with_all,
             )
             grants = collect(sources, inherited, os.environ)
+            _keep_apart(values["status_fd"], grants)
             console = values["with_console"] or with_all
             terminals, size = _console(grants) if console else ((), {})
             what = supervise.Run(
@@ -97,6 +98,22 @@ def launch(
         return 128 + end.signal
 
 
+def _keep_apart(status_fd: int | None, grants: GrantPlan) -> None:
+    """Refuse to tell what becomes of a cell where the cell can tell it, too.
+
+    Raises:
+        WwError: With code 65 if the descriptor of --status-fd is granted.
+    """
+    for entry in grants.entries:
+        if entry.source is not None and entry.source == status_fd and entry.source > STDERR:
+            raise WwError(
+                "--status-fd",
+                f"fd {status_fd} is granted to the cell, which could write events of its own",
+                hint="open a file for it alone",
+                code=EXIT_GRANT,
+            )
+
+
 def _console(grants: GrantPlan) -> tuple[tuple[int, ...], dict[str, str]]:
     """Return what a cell may know of its terminals: which they are, and variables of their size."""
     from runner import console
@@ -108,7 +125,7 @@ def _console(grants: GrantPlan) -> tuple[tuple[int, ...], dict[str, str]]:
 def _explain(what: supervise.Run, *, as_json: bool) -> int:
     from runner import explain
 
-    write(STDOUT, [explain.as_json(what)] if as_json else explain.as_text(what))
+    print_on_stdout([explain.as_json(what)] if as_json else explain.as_text(what))
     return 0
 
 

@@ -34,7 +34,8 @@ def print_on_stdout(lines: list[str]) -> None:
     """Write a command's result.
 
     Raises:
-        WwError: If it cannot be written.
+        BrokenPipeError: If nobody reads it any more.
+        WwError: If it cannot be written otherwise.
     """
     _print(STDOUT, "stdout", lines)
 
@@ -43,7 +44,8 @@ def print_on_stderr(lines: list[str]) -> None:
     """Write what the user asked to see beside a result.
 
     Raises:
-        WwError: If it cannot be written.
+        BrokenPipeError: If nobody reads it any more.
+        WwError: If it cannot be written otherwise.
     """
     _print(STDERR, "stderr", lines)
 
@@ -70,5 +72,7 @@ def report(error: WwError, *, debug: bool = False) -> int:
 def _print(fd: int, name: str, lines: list[str]) -> None:
     try:
         write(fd, lines)
+    except BrokenPipeError:
+        raise  # the reader has seen enough, which is nobody's mistake
     except OSError as error:
         raise WwError(name, f"it cannot be written: {error.strerror}") from error

@@ -6,7 +6,7 @@ import os
 import sys
 
 from runner.commands.state import DEBUG, HEAD_START, INHERITED
-from runner.errors import EXIT_FAILURE, WwError
+from runner.errors import WwError
 from runner.output import report
 from runner.signals import signal
 from runner.spawners import HeadStart
@@ -36,7 +36,7 @@ def run_program(inherited: Inherited) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        return EXIT_FAILURE  # nobody reads any more: nothing is to be said, as click has it
+        return 128 + signal.SIGPIPE  # the reader has seen enough: nothing is to be said
     except OSError as error:
         where = str(error.filename) if error.filename else "system"
         return report(WwError(where, error.strerror or str(error)), debug=state[DEBUG])

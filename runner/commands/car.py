@@ -38,7 +38,7 @@ def car() -> None:
     help="Whether ww store gc must keep what is below the roots.",
 )
 @debug_option
-@click.argument("file", type=click.Path())
+@click.argument("file", type=click.Path(readable=False))
 @click.pass_obj
 def import_(state: dict[str, Any], /, max_size: str, pin: bool, file: str) -> int:
     """Put the blocks of the CAR FILE into the store, and print the /ipfs/ path of each root.

@@ -12,7 +12,8 @@ from runner.commands.options import debug_option
 def doctor(as_json: bool) -> int:
     """Try everything that a jail needs on this machine, and say what is missing and what mends it.
 
-    The exit code is 0 if cells can run here.
+    \b
+    Exit codes: 0 cells can run here, 67 they cannot
     """
     from runner.doctor import main
 

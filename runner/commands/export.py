@@ -33,7 +33,7 @@ _PROFILES = ("unixfs-v0-2015", "unixfs-v1-2025")
 )
 @click.option("--hidden", is_flag=True, help="Take entries whose name begins with a dot too.")
 @debug_option
-@click.argument("path", type=click.Path())
+@click.argument("path", type=click.Path(readable=False))
 @click.pass_obj
 def export(
     state: dict[str, Any],

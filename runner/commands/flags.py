@@ -170,7 +170,8 @@ RUN: Final = (
     Option(
         "--use-systemd-fds",
         "systemd",
-        f"Grant what socket activation passed, as PREFIX0, PREFIX1 (default {_SYSTEMD_PREFIX}).",
+        f"Grant what socket activation passed, as PREFIX0, PREFIX1 (default {_SYSTEMD_PREFIX}). "
+        "The value, if any, is written behind a =.",
         "[=PREFIX]",
         bare=_SYSTEMD_PREFIX,
     ),

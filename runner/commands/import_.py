@@ -40,7 +40,7 @@ def import_(
 
     PATH is /ipfs/CID[/PATH] or /ipns/NAME[/PATH]. Into a DEST that is a directory goes a file
     under its name, and of a directory what is in it; without DEST that is the working directory.
-    Any other DEST is created.
+    Any other DEST is created, with the directories above it that are missing.
 
     Nothing that exists is overwritten, and what fails leaves nothing behind.
     """

@@ -15,6 +15,32 @@ from sandbox import Limits
 _Decorator = Callable[[Callable[..., int]], Callable[..., int]]
 
 
+class _Number(click.IntRange):
+    """A number within bounds, which click would call an integer range."""
+
+    name = "number"
+
+
+class _Switch(click.types.BoolParamType):
+    """A flag without a value, or a variable that stands for it."""
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> bool:
+        """Read the variable.
+
+        Raises:
+            click.UsageError: It is neither yes nor no, with its name, and not that of the flag.
+        """
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            name = param.envvar if param else ""
+            raise click.UsageError(
+                f"{name} is {value!r}, which is neither yes nor no (1 or 0)", ctx
+            ) from None
+
+
 def option(said: Option, **more: Any) -> _Decorator:  # noqa: ANN401 - whatever click takes
     """Return what gives a flag to a command.
 
@@ -26,9 +52,10 @@ def option(said: Option, **more: Any) -> _Decorator:  # noqa: ANN401 - whatever 
     if said.choices:
         kind = click.Choice(said.choices)
     elif said.least is not None:
-        kind = click.IntRange(min=said.least, max=said.most)
+        kind = _Number(min=said.least, max=said.most)
     if said.switch:
         more["is_flag"] = True
+        kind = _Switch()
     elif not said.multiple and said.default is not None:
         more["default"] = said.default
     return click.option(

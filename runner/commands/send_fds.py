@@ -18,11 +18,13 @@ from runner.commands.options import debug_option, fd_option
 def send_fds(
     state: dict[str, Any], fds: tuple[str, ...], path: str, command: tuple[str, ...]
 ) -> int:
-    """Hand descriptors to a waiting ww over the unix socket PATH[,timeout=SECONDS].
+    """Hand descriptors to a waiting ww over the unix socket PATH[,KEY=VALUE...].
 
     \b
     ww send-fds ./s --fd db=3 3<>db            to a: ww run --fdctl ./s,listen=true ...
     ww send-fds ./s --fd db=3 -- CMD... 3<>db  CMD starts a: ww run --fdctl ./s ...
+
+    Keys are listen, with which ww makes the socket and waits, and timeout, in seconds.
 
     With a command, ww makes the socket, starts it, sends to the first that connects, and ends
     with its exit code.

@@ -39,7 +39,7 @@ def path_() -> int:
 def list_(as_blocks: bool, as_json: bool) -> int:
     """List what is pinned: the path and the name that it was exported under.
 
-    A block does not say of what kind it is, so its CID is printed as that of a raw block.
+    With --blocks: a block does not say of what kind it is, so its CID is that of a raw block.
     """
     rows = _blocks() if as_blocks else _pins()
     if as_json:

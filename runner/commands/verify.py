@@ -1,5 +1,7 @@
 """``ww verify``."""
 
+import os
+
 import click
 
 from runner.commands.command import Command
@@ -11,7 +13,7 @@ from runner.output import print_on_stdout
 @click.command(cls=Command)
 @debug_option
 @click.argument("cid")
-@click.argument("file", type=click.Path())
+@click.argument("file", type=click.Path(readable=False))
 def verify(cid: str, file: str) -> int:
     """Tell whether FILE, or a directory, has the address CID.
 
@@ -19,7 +21,7 @@ def verify(cid: str, file: str) -> int:
     neither read nor written. CID may also be written /ipfs/CID.
 
     \b
-    Exit codes: 0 it has, 1 it has not
+    Exit codes: 0 it has, 1 it has not, 126 FILE cannot be read, 127 there is none
     """
     from runner.content.cid import Cid
     from runner.content.errors import ContentError
@@ -28,6 +30,7 @@ def verify(cid: str, file: str) -> int:
     try:
         address = Cid.parse(cid.removeprefix("/ipfs/"))
     except ContentError as error:
-        raise WwError("CID", f"'{cid[:80]}': {error}", code=EXIT_USAGE) from None
+        hint = "it is: ww verify CID FILE" if os.path.lexists(cid) else ""
+        raise WwError("CID", f"'{cid[:80]}': {error}", hint=hint, code=EXIT_USAGE) from None
     print_on_stdout([f"{file}: has the CID {address}, {find_match(address, file)}"])
     return 0

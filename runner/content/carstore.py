@@ -11,7 +11,7 @@ from runner.content.carfile import car_error
 from runner.content.cid import DAG_PB, RAW, Cid
 from runner.content.errors import ContentError
 from runner.content.resolver import ContentPath, load_node
-from runner.errors import EXIT_LIMIT, EXIT_NOT_FOUND, WwError
+from runner.errors import EXIT_FAILURE, EXIT_LIMIT, EXIT_NOT_FOUND, WwError
 
 Scope = Literal["all", "entity"]
 """What of a DAG goes into a CAR, as ``dag-scope`` of a trustless gateway has it."""
@@ -135,6 +135,8 @@ def _check_complete(
 
 def _import_error(shown: str, error: CarError) -> WwError:
     told = car_error(shown, error)
+    if not told.hint and error.offset == 0 and told.code == EXIT_FAILURE:
+        told.hint = "if it is no CAR, add it with ww export"
     if isinstance(error, TooLarge) and not isinstance(error, TooMany):
         told.hint = "if you trust it to be that large, raise --max-size"
     return told

@@ -44,7 +44,14 @@ class Cid(Record):
         Raises:
             ContentError: The text is not a CID, or one with a hash that is not accepted.
         """
-        if len(text) == _V0_TEXT_LENGTH and text.startswith("Qm"):
+        if not text:
+            raise ContentError("the CID is missing")
+        if text.startswith("Qm"):
+            if len(text) != _V0_TEXT_LENGTH:
+                raise ContentError(
+                    f"a CID that begins with Qm has {_V0_TEXT_LENGTH} characters, and this has "
+                    f"{len(text)}"
+                )
             return cls.from_bytes(multibase.decode_base58(text))
         data = multibase.decode(text)
         if data[:1] == _V0_PREFIX[:1]:

@@ -15,7 +15,7 @@ from runner.content.importer import (
     import_stream,
 )
 from runner.content.varint import Buffer
-from runner.errors import WwError
+from runner.errors import EXIT_CANNOT_RUN, EXIT_NOT_FOUND, WwError
 
 _PROFILES = (
     ("unixfs-v0-2015", UNIXFS_V0_2015),
@@ -51,12 +51,15 @@ def find_match(cid: Cid, path: str) -> str:
         The way, in words: ``as unixfs-v0-2015 makes it``.
 
     Raises:
-        WwError: It does not have the CID in any way that is known, or it cannot be read.
+        WwError: It does not have the CID in any way that is known; or it cannot be read (code
+            EXIT_CANNOT_RUN), or is not there (EXIT_NOT_FOUND).
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
-        raise WwError(path, f"cannot read: {error.strerror}") from None
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        code = EXIT_NOT_FOUND if missing else EXIT_CANNOT_RUN
+        raise WwError(path, f"cannot read: {error.strerror}", code=code) from None
     try:
         status = os.fstat(file)
         if stat.S_ISDIR(status.st_mode):

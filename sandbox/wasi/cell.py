@@ -353,7 +353,10 @@ class Workshop:
         except wasmtime.WasmtimeError as error:
             if lacks_memory(error):
                 raise
-            raise Rejected(first_cause(error)) from error
+            cause = first_cause(error)
+            if cause.startswith("unknown import"):
+                cause += "; --unknown-imports-trap lets it run until it calls that"
+            raise Rejected(cause) from error
         memory = invoke.exported(store, cell, "memory")
         self._connected = isinstance(memory, wasmtime.Memory)
         if isinstance(memory, wasmtime.Memory):

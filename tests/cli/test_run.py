@@ -6,6 +6,7 @@ import pty
 import socket
 import struct
 import sys
+import termios
 import zlib
 
 import pytest
@@ -244,6 +245,7 @@ def test_what_is_no_cell_is_126_in_one_line(ww_account: Ww, kind: str) -> None:
 def test_an_import_that_is_not_offered_is_named(ww: Ww) -> None:
     done = ww.run("run", ww.file("bad.wasm", BAD_CELLS["foreign import"]))
     assert b"env::launch" in done.stderr
+    assert b"--unknown-imports-trap" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -313,6 +315,57 @@ def test_a_wrong_flag_or_grant_is_an_error_of_one_line(
     assert words in line
 
 
+CID_V0 = "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWKPbdG"
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "said"),
+    [
+        (f"/ipfs/{CID_V0[:-1]}", 2, "a CID that begins with Qm has 46 characters, and this has 45"),
+        ("/ipfs/", 2, "the CID is missing"),
+        (CID_V0, 127, f"(write /ipfs/{CID_V0})"),
+        (f"{CID_V0}/cell.wasm", 127, f"(write /ipfs/{CID_V0}/cell.wasm)"),
+        (f"ipfs://{CID_V0}", 127, f"(write /ipfs/{CID_V0})"),
+        (f"ipfs/{CID_V0}", 127, f"(write /ipfs/{CID_V0})"),
+        ("ipns://example.org", 127, "(write /ipns/example.org)"),
+        ("./nothing.wasm", 127, "./nothing.wasm: there is no such file\n"),
+    ],
+)
+def test_a_mistaken_address_is_told_with_the_right_one(
+    ww: Ww, address: str, code: int, said: str
+) -> None:
+    done = ww.run("run", address)
+    assert (done.returncode, done.stdout) == (code, b"")
+    assert said in done.stderr.decode()
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_a_descriptor_of_events_is_not_granted_to_the_cell(ww: Ww) -> None:
+    with (ww.tmp / "events").open("wb") as events:
+        flags = ("--status-fd", "3", "--fd", "out=3,mode=w")
+        done = ww.run("run", *flags, HELLO, fds={3: events})
+    assert done.returncode == 65
+    assert b"fd 3 is granted to the cell, which could write events of its own" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "line", ["store path", "run --explain {hello}", "store ls", "verify {cid} {file}"]
+)
+def test_a_reader_that_is_gone_ends_a_command_as_sigpipe_would(ww: Ww, line: str) -> None:
+    file = ww.file("file", b"hello world")
+    address = ww.export(file)
+    said = line.format(hello=HELLO, cid=address, file=file)
+    done = ww.shell(f"ww {said} | true; echo ${{PIPESTATUS[0]}}")
+    # What is written before `true` has ended is in the pipe.
+    assert (done.stdout, done.stderr) in ((b"141\n", b""), (b"0\n", b""))
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = ww.start([*ww.command, *said.split()], stdout=writing)
+    os.close(writing)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (141, b"")
+
+
 def test_a_flag_without_its_value_is_the_commands_error(ww: Ww) -> None:
     done = ww.run("run", "--fd")
     assert done.returncode == 2
@@ -377,8 +430,6 @@ def test_no_stdio_gives_the_cell_dev_null(ww: Ww) -> None:
 def test_a_cell_runs_on_a_terminal_and_leaves_its_settings(ww: Ww) -> None:
     controller, terminal = pty.openpty()
     try:
-        import termios
-
         before = termios.tcgetattr(terminal)
         with ww.popen("run", HELLO, stdin=terminal, stdout=terminal, stderr=terminal) as process:
             assert process.wait(60) == 0

@@ -392,3 +392,16 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came to that"
         time.sleep(0.01)
+
+
+def test_an_interrupted_command_says_nothing(ww: Ww) -> None:
+    reading, writing = os.pipe()
+    process = ww.start([*ww.command, "export", "-"], stdin=reading)
+    os.close(reading)
+    # It has begun to read when the pipe is empty again.
+    os.write(writing, b"x")
+    wait_for(lambda: fcntl.ioctl(writing, termios.FIONREAD, b"\0" * 4) == b"\0" * 4)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    os.close(writing)
+    assert (process.returncode, out, err) == (130, b"", b"")

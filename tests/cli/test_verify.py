@@ -106,10 +106,16 @@ def test_a_file_that_has_another_cid(ww: Ww, hello: Path) -> None:
 
 
 def test_what_cannot_be_compared(ww: Ww, hello: Path) -> None:
-    assert "missing: cannot read" in refusal(ww, HELLO_V0, "missing")
+    assert "missing: cannot read" in refusal(ww, HELLO_V0, "missing", 127)
     os.mkfifo(ww.tmp / "fifo")
     assert "neither a file nor a directory" in refusal(ww, HELLO_V0, "fifo")
     assert "CID: 'hello'" in refusal(ww, "hello", hello, 2)
     assert "/ipfs/" not in refusal(ww, f"/ipfs/{HELLO_V0}/x", hello, 2).partition("'")[0]
     cbor = str(Cid(1, 0x71, Cid.parse(HELLO_V0).multihash))
     assert "codec 0x71 is not that of its root" in refusal(ww, cbor, hello)
+
+
+def test_what_cannot_be_read_is_told_from_what_has_another_cid(ww: Ww, hello: Path) -> None:
+    assert "No such file" in refusal(ww, HELLO_V0, "nothing", 127)
+    assert "neither a file nor a directory" in refusal(ww, HELLO_V0, "/dev/null")
+    assert "(it is: ww verify CID FILE)" in refusal(ww, str(hello), HELLO_V0, 2)

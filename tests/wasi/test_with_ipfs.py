@@ -211,7 +211,8 @@ def test_a_variable_that_says_neither_yes_nor_no_is_refused(ww: Ww, cell: Path) 
     assert b"1 bytes" not in ww.run("run", cell, path, env={"WW_WITH_IPFS": "0"}).stdout
     done = ww.run("run", cell, path, env={"WW_WITH_IPFS": "perhaps"})
     assert done.returncode == 2
-    assert b"'--with-ipfs': 'perhaps' is not a valid boolean" in done.stderr
+    said = b"WW_WITH_IPFS is 'perhaps', which is neither yes nor no (1 or 0)"
+    assert done.stderr.startswith(b"ww: error: ww run: " + said)
 
 
 @pytest.mark.parametrize("env", [{"WW_WITH_EXEC": "1"}, {}])
