@@ -4,9 +4,19 @@ import signal
 
 import click
 
+from runner.commands.state import INHERITED
+from runner.errors import WwError
+from runner.output import STDOUT
+
 
 class Command(click.Command):
-    """A command that is named in what is said of its arguments."""
+    """A command that is named in what is said of its arguments.
+
+    Attributes:
+        prints: Whether it has a result that goes to stdout.
+    """
+
+    prints = True
 
     def invoke(self, ctx: click.Context) -> object:
         """Run it.
@@ -15,14 +25,17 @@ class Command(click.Command):
             click.exceptions.Exit: After SIGINT, and where nobody reads the output any more, with
                 the code of that signal. click would end a line that nobody has begun, and exit
                 with 1.
+            WwError: If all went well but for stdout, which was closed from the beginning.
         """
         try:
-            return super().invoke(ctx)
+            code: object = super().invoke(ctx)
         except KeyboardInterrupt:
-            end = signal.SIGINT
+            raise click.exceptions.Exit(128 + signal.SIGINT) from None
         except BrokenPipeError:
-            end = signal.SIGPIPE
-        raise click.exceptions.Exit(128 + end)
+            raise click.exceptions.Exit(128 + signal.SIGPIPE) from None
+        if not code and self.prints and STDOUT in ctx.find_root().obj[INHERITED].nulled:
+            raise WwError("stdout", "it is closed", hint="give it a file, or /dev/null")
+        return code
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments.
@@ -36,6 +49,12 @@ class Command(click.Command):
         except click.UsageError as error:
             error.ctx = error.ctx or ctx
             raise
+
+
+class Silent(Command):
+    """A command that writes nothing on stdout."""
+
+    prints = False
 
 
 class Group(click.Group):

@@ -64,6 +64,8 @@ def export(
                 hint="give one of --cid-version and --profile",
                 code=EXIT_USAGE,
             )
+    if not path:
+        raise WwError("PATH", "it is empty", code=EXIT_USAGE)
     with Blockstore(store_home(os.environ)) as store:
         if path == "-":
             if 0 in state["inherited"].nulled:

@@ -5,11 +5,11 @@ from typing import Any
 
 import click
 
-from runner.commands.command import Command
+from runner.commands.command import Silent
 from runner.commands.options import debug_option, fd_option
 
 
-@click.command("send-fds", cls=Command, context_settings={"allow_interspersed_args": True})
+@click.command("send-fds", cls=Silent, context_settings={"allow_interspersed_args": True})
 @fd_option
 @debug_option
 @click.argument("path")

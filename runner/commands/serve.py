@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from runner.commands.command import Command
+from runner.commands.command import Silent
 from runner.commands.options import debug_option
 from runner.commands.state import INHERITED
 
@@ -14,7 +14,7 @@ _JAILS, _CLIENTS, _PER_CLIENT = 4, 64, 16
 _MOST_JAILS, _MOST_CLIENTS = 1000, 10_000
 
 
-@click.command(cls=Command)
+@click.command(cls=Silent)
 @click.option(
     "--socket",
     "path",

@@ -366,6 +366,30 @@ def test_a_reader_that_is_gone_ends_a_command_as_sigpipe_would(ww: Ww, line: str
     assert (process.returncode, err) == (141, b"")
 
 
+@pytest.mark.parametrize(
+    "line", ["export {hello}", "store ls", "store cat {cid}", "car export {cid}", "doctor"]
+)
+def test_a_result_that_nobody_can_get_is_an_error(ww: Ww, line: str) -> None:
+    said = line.format(hello=HELLO, cid=ww.export(ww.file("file", b"hello world")))
+    done = ww.shell(f"ww {said} >&-")
+    assert (done.returncode, done.stderr.startswith(b"ww: error: stdout: it is closed (")) == (
+        1,
+        True,
+    )
+    assert ww.shell(f"ww {said} >/dev/null").returncode == 0
+
+
+def test_a_command_without_a_result_needs_no_stdout(ww: Ww) -> None:
+    done = ww.shell(f"ww run {HELLO} >&-")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_empty_path_is_named_as_such(ww: Ww) -> None:
+    for command, what in (("run", b"CELL"), ("export", b"PATH")):
+        done = ww.run(command, "")
+        assert (done.returncode, done.stderr) == (2, b"ww: error: %s: it is empty\n" % what)
+
+
 def test_a_flag_without_its_value_is_the_commands_error(ww: Ww) -> None:
     done = ww.run("run", "--fd")
     assert done.returncode == 2
