@@ -5,11 +5,10 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError, wait
+from concurrent.futures import Executor, Future, InvalidStateError, wait
 from contextlib import suppress
 from time import monotonic
-from types import TracebackType
-from typing import Any, Self, Unpack, cast
+from typing import Any, Unpack, cast
 
 import distributed
 from distributed import Client, KilledWorker
@@ -42,10 +41,16 @@ _AGAIN = "the cell may have run, but its outputs are lost, so it may be submitte
 
 
 class ClusterFuture(Future[ClusterResult]):
-    """A cell that waits or runs somewhere in the cluster."""
+    """A cell that waits or runs somewhere in the cluster.
 
-    def __init__(self) -> None:
+    Attributes:
+        name: What the cell is called, for errors: its address.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Begin as one that waits; made by :meth:`ClusterExecutor.submit` only."""
         super().__init__()
+        self.name = name
         self._stop: Callable[[], object] = lambda: None
         self._once = threading.Lock()
 
@@ -73,10 +78,11 @@ class ClusterFuture(Future[ClusterResult]):
         return False
 
 
-class ClusterExecutor:
+class ClusterExecutor(Executor):
     """Runs cells on the workers of a Dask cluster. Close it after use, or use it in a ``with``.
 
-    Its methods are those of :class:`sandbox.CellExecutor`. For any number of threads.
+    Its methods are those of :class:`sandbox.CellExecutor`: what is submitted are cells and not
+    functions, and the end of the ``with`` block waits for all of them. For any number of threads.
     """
 
     def __init__(
@@ -135,23 +141,12 @@ class ClusterExecutor:
         self._closed = False
         self._imported: dict[str, str] = {}  # digest of a cell -> its address
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.shutdown(kill=kind is not None)
-
     @property
     def client(self) -> Client:
         """The client: for what Dask tells of its workers and of what waits."""
         return self._client
 
-    def submit(
+    def submit(  # type: ignore[override]  # cells are submitted here, and no functions
         self,
         cell: CellAddress,
         args: Iterable[str] = (),
@@ -187,7 +182,7 @@ class ClusterExecutor:
         address = self._address(cell)
         job = Job(address, texts, tuple(map(_travelling, offers)), _packed(options))
         _check_size(job)
-        future = ClusterFuture()
+        future = ClusterFuture(address)
         with self._guard:
             if self._closed:
                 raise RuntimeError("cannot submit a cell to an executor that is closed")
@@ -207,7 +202,7 @@ class ClusterExecutor:
             future._stop()
         return future
 
-    def map(
+    def map(  # type: ignore[override]  # as of submit
         self,
         cell: CellAddress,
         args: Iterable[Iterable[str]] | None = None,

@@ -5,14 +5,16 @@ path of one machine is in it, because neither means anything on another.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple, Self, TypedDict
+from typing import Final, NamedTuple, Self, TypedDict, cast, get_args
 
 from runner.errors import WwError
 from sandbox import (
     NETWORKS,
+    CellFailed,
     GrantError,
     GrantRequest,
     Limits,
+    Mode,
     Network,
     Offer,
     Outcome,
@@ -25,9 +27,9 @@ MAX_BYTES = 256 << 20
 """Bytes that one job may bring along. The scheduler keeps them in memory until the job is done."""
 
 
-_MODES: Final = (None, "r", "w", "rw")
+_MODES: Final = (None, *get_args(Mode))
 # The types of options, for those that are of one.
-_KINDS: Final = {"limits": Limits, "network": str, "invoke": str, "unknown_imports_trap": bool}
+_KINDS: Final = {"limits": Limits, "invoke": str, "unknown_imports_trap": bool}
 
 
 class ClusterError(WwError):
@@ -78,6 +80,8 @@ def check_args(args: Iterable[str]) -> tuple[str, ...]:
 def check_options(options: Mapping[str, object]) -> None:
     """Hold that options are some that there are, of their types; ``stdin`` is not looked at.
 
+    All else that a sandbox refuses of them is for the worker's to say; see docs/cluster.md.
+
     Raises:
         TypeError: They are not.
         ValueError: There is no such network.
@@ -94,8 +98,8 @@ def check_options(options: Mapping[str, object]) -> None:
         for key, value in env.items():
             _check_type("the name of a variable", key, str)
             _check_type(f"the variable {key}", value, str)
-    network = options.get("network")
-    if network is not None and network not in NETWORKS:
+    network = options.get("network", NETWORKS[0])
+    if network not in NETWORKS:
         raise ValueError(f"network is {network!r}, and not one of {', '.join(NETWORKS)}")
 
 
@@ -192,10 +196,15 @@ class ClusterResult(NamedTuple):
         """Return this, if :attr:`ok`.
 
         Raises:
-            CellFailed: It is not.
+            CellFailed: It is not. Its ``result`` is this, with all that a cluster tells.
         """
-        self.result.check()
+        if not self.ok:
+            raise CellFailed(cast("Result", self))  # which has all of one, and more
         return self
+
+    def describe(self) -> str:
+        """Say in a few words what ended it: ``exit code 3``, ``limit wall``, ``trap: ...``."""
+        return self.result.describe()
 
 
 class Answer(NamedTuple):

@@ -8,11 +8,12 @@ the worker.
 import fcntl
 import os
 import threading
+import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from io import FileIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import distributed
 from dask.typing import Key
@@ -85,7 +86,9 @@ class Cells(WorkerPlugin):
     idempotent = True
 
     def __init__(self) -> None:
+        # The event loop takes it, too: nobody holds it while he waits for something.
         self._guard = threading.Lock()
+        self._starting = threading.Lock()
         self._runs: dict[Key, _Run] = {}
         self._released: set[Key] = set()  # keys that the worker executes for nobody
         self._closed = False
@@ -156,7 +159,7 @@ class Cells(WorkerPlugin):
         except (WwError, SandboxError, OSError, ValueError) as error:
             if run.stopped:
                 raise Reschedule from None
-            return Answer(error, self._address)
+            return Answer(_kept(error), self._address)
         except (TypeError, AttributeError) as error:
             if run.stopped:
                 raise Reschedule from None
@@ -196,22 +199,34 @@ class Cells(WorkerPlugin):
                     offers.append(offer)
             executor = self._started()
             result = run.wait(lambda: executor.submit(cell, job.args, offers, **job.options))
-            most = _most_bytes(job)
+            _check_size(job, result, files.values())
             return ClusterResult(
                 result.outcome,
                 result.stdout,
                 result.stderr,
-                {name: _read(file, name, most) for name, file in files.items()},
+                {name: _content(file) for name, file in files.items()},
                 self._address,
             )
 
     def _started(self) -> CellExecutor:
-        with self._guard:
-            if self._closed:
-                raise Reschedule
-            if self._executor is None:
-                self._executor = CellExecutor(self._threads, cache_size=cache_size(os.environ))
-            return self._executor
+        with self._starting:
+            with self._guard:
+                self._check_open()
+                if self._executor is not None:
+                    return self._executor
+            executor = CellExecutor(self._threads, cache_size=cache_size(os.environ))
+            try:
+                with self._guard:
+                    self._check_open()
+                    self._executor = executor
+            except Reschedule:  # closed before there was anything to shut down
+                executor.shutdown()
+                raise
+            return executor
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Reschedule
 
 
 class _Run:
@@ -224,7 +239,7 @@ class _Run:
 
     def stop(self) -> None:
         """Kill the cell, or do not start it; from any thread, which does not wait for that."""
-        with self._guard:
+        with self._guard:  # which nobody holds while he waits for something
             self.stopped = True
             future = self._future
         if future is not None:
@@ -240,11 +255,19 @@ class _Run:
             raise Reschedule
 
     def wait(self, start: Callable[[], CellFuture]) -> Result:
-        """Start the cell and return its result."""
-        with self._guard:
-            self.check()
-            self._future = future = start()
+        """Start the cell and return its result.
+
+        Raises:
+            Reschedule: The run was stopped, before or meanwhile.
+        """
+        self.check()
         try:
+            future = start()
+            with self._guard:
+                self._future = future
+                stopped = self.stopped
+            if stopped:  # before there was anything to kill
+                future.kill()
             return future.result()
         except BaseException:
             self.check()
@@ -298,6 +321,14 @@ class _Cached:
         return sum(cell.size for cell in self._cells.values())
 
 
+def _kept(error: Exception) -> Exception:
+    """Return an error as an answer may have it, which is kept until it was fetched."""
+    # They have what the cell has written.
+    traceback.clear_frames(error.__traceback__)
+    # Dask pickles what one of these was made of, and loses what it says.
+    return ValueError(str(error)) if isinstance(error, UnicodeError) else error
+
+
 def _fetch(address: str, run: _Run) -> Cell:
     """Return a cell from the worker's own store, or else from its sources."""
     from runner.content.resolver import parse_path, resolve_file
@@ -328,29 +359,35 @@ def _memory(content: object) -> Iterator[FileIO]:
         yield memory
 
 
-def _most_bytes(job: Job) -> int:
-    """Return how long a file that a cell may write to can be at its end.
+def _check_size(job: Job, result: Result, files: Iterable[FileIO]) -> None:
+    """Bound what travels back, before any of the files is read.
 
-    No longer than what was in it and all that the cell may write, unless the cell makes it longer
-    without writing.
-    """
-    brought = max((len(offer.source) for offer in job.grants), default=0)  # type: ignore[arg-type]
-    output = job.options.get("limits", Limits()).output
-    return brought + (MAX_BYTES if output is None else output)
+    All of it is no longer than what was in the files before and all that the cell may write, unless
+    the cell makes it longer without writing: one byte far out costs it one byte, and us the hole in
+    front of it.
 
-
-def _read(memory: FileIO, name: str, most: int) -> bytes:
-    """Return what is in a memory file.
+    Args:
+        job: What was run.
+        result: How it ended, with what is read already. The sandbox bounds each stream by itself.
+        files: Those that the cell could write to.
 
     Raises:
-        ClusterError: It is longer than anything that was written to it: the cell has only said so.
+        ClusterError: It is longer than anything that was written: the cell has only said so.
     """
-    size = os.fstat(memory.fileno()).st_size
+    brought = sum(len(cast("bytes", o.source)) for o in job.grants if o.mode in _WRITABLE)
+    output = job.options.get("limits", Limits()).output
+    most = brought + (MAX_BYTES if output is None else output)
+    size = len(result.stdout) + len(result.stderr)
+    size += sum(os.fstat(file.fileno()).st_size for file in files)
     if size > most:
         raise ClusterError(
-            f"grant {name}",
-            f"the cell has made it a file of {size} bytes, and {most} may travel back",
-            hint="raise limits.output",
+            job.address,
+            f"the cell has made its outputs {size} bytes long together, and {most} may travel back",
+            hint="raise limits.output, or have it leave no holes in them",
         )
+
+
+def _content(memory: FileIO) -> bytes:
+    """Return what is in a memory file."""
     memory.seek(0)
     return memory.readall()

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from distributed import Client
 
+from runner.cluster import ClusterExecutor
 from runner.content.cid import Cid
 from runner.content.importer import KUBO_CIDV1, UNIXFS_V0_2015
 from tests.conftest import CELL_FLAGS, EXAMPLES, REPO, compile_c
@@ -239,6 +240,16 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[ClusterExecutor]:
+    """An executor. Its cells are killed at the end, so that no test that failed waits for them."""
+    executor = ClusterExecutor(address)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(kill=True)
 
 
 def address_of(client: Client, name: str) -> str:

@@ -6,7 +6,9 @@ import pickle
 import subprocess
 import sys
 import threading
-from concurrent.futures import CancelledError, as_completed
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Executor, as_completed
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,17 @@ from runner.cluster import ClusterError, ClusterExecutor, ClusterResult
 from runner.cluster import executor as executor_module
 from runner.content.blockstore import DamagedBlock
 from runner.errors import EXIT_NOT_FOUND, EXIT_USAGE, WwError
-from sandbox import Cell, CellFailed, CellRejected, GrantError, Limits, Outcome, grant
+from sandbox import (
+    Cell,
+    CellExecutor,
+    CellFailed,
+    CellRejected,
+    GrantError,
+    Limits,
+    Outcome,
+    Result,
+    grant,
+)
 from tests.cluster.machines import PATIENCE, Machines, Shelf, address_of, jobs_of, wait_until
 from tests.conftest import EXAMPLES, REPO, Ww
 
@@ -181,13 +193,16 @@ WRONG_TYPES = {
     "env-is-list": ({"env": ["a=1"]}, "env has to be a mapping"),
     "limits-is-int": ({"limits": 5}, "limits has to be of type Limits, and not int"),
     "limits-is-none": ({"limits": None}, "limits has to be of type Limits, and not NoneType"),
-    "network-is-none": ({"network": None}, "network has to be of type str"),
     "invoke-is-bytes": ({"invoke": b"f"}, "invoke has to be of type str"),
     "trap-is-int": ({"unknown_imports_trap": 1}, "has to be of type bool"),
     "stdin-is-none": ({"stdin": None}, "stdin has to be bytes or a path, and not of type NoneType"),
     "stdin-is-bytearray": ({"stdin": bytearray(b"x")}, "stdin has to be bytes or a path"),
     "unknown-option": ({"colour": "red"}, "'colour' is not an option of a run"),
 }
+
+
+# What one machine takes as dict() and bool() would; see docs/cluster.md.
+LENIENT_ALONE = {"env-is-list", "trap-is-int"}
 
 
 @pytest.mark.parametrize("case", WRONG_TYPES)
@@ -197,6 +212,33 @@ def test_what_is_not_of_its_type_is_refused_before_it_travels(
     given, said = WRONG_TYPES[case]
     with pytest.raises(TypeError, match=said):
         cluster.submit(shelf.hello, **given)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[CellExecutor]:
+    """What runs cells on this machine."""
+    with CellExecutor(1, cache=None, jails=0) as executor:
+        yield executor
+
+
+@pytest.mark.parametrize("case", [case for case in WRONG_TYPES if case not in LENIENT_ALONE])
+def test_what_is_not_of_its_type_is_refused_on_one_machine_just_so(
+    alone: CellExecutor, case: str
+) -> None:
+    given, _ = WRONG_TYPES[case]
+    with pytest.raises(TypeError):
+        alone.submit(HELLO, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("network", ["all", "", None, 5], ids=repr)
+def test_a_network_that_there_is_not_is_refused_in_the_same_words_as_on_one_machine(
+    alone: CellExecutor, cluster: ClusterExecutor, shelf: Shelf, network: object
+) -> None:
+    said = f"^network is {network!r}, and not one of none, loopback$"
+    with pytest.raises(ValueError, match=said):
+        alone.submit(HELLO, network=network)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=said):
+        cluster.submit(shelf.hello, network=network)  # type: ignore[arg-type]
 
 
 def test_grants_that_do_not_keep_the_rules_are_refused_before_they_travel(
@@ -221,8 +263,6 @@ def test_grants_that_do_not_keep_the_rules_are_refused_before_they_travel(
         with pytest.raises(GrantError) as caught:
             cluster.submit(shelf.hello, grants=grants)
         assert caught.value.usage
-    with pytest.raises(ValueError, match="network is 'all', and not one of none, loopback"):
-        cluster.submit(shelf.hello, network="all")  # type: ignore[arg-type]
 
 
 def test_values_that_only_the_sandbox_judges_come_back_as_its_errors(
@@ -230,12 +270,14 @@ def test_values_that_only_the_sandbox_judges_come_back_as_its_errors(
 ) -> None:
     for given in (
         {"args": ["\0"]},
+        {"args": ["\udc80"]},
         {"env": {"WW_FDS": "x"}},
         {"limits": Limits(cpu=-1)},
         {"limits": Limits(memory="1")},  # type: ignore[arg-type]
     ):
         error = cluster.submit(shelf.hello, **given).exception(PATIENCE)
         assert isinstance(error, ValueError)
+        assert str(error)
         assert error.__notes__[0].startswith("on the worker tcp://")
 
 
@@ -262,6 +304,38 @@ def test_every_end_of_a_cell_is_a_result(cluster: ClusterExecutor, shelf: Shelf)
     with pytest.raises(CellFailed):
         trapped.check()
     assert done(cluster, shelf.hello).check().ok
+
+
+def test_the_error_of_a_cell_that_failed_has_the_whole_result_and_can_be_pickled() -> None:
+    failed = ClusterResult(Outcome("exit", 3), b"out", b"err\n", {"a": b"b"}, "tcp://there")
+    with pytest.raises(CellFailed) as caught:
+        failed.check()
+    again = pickle.loads(pickle.dumps(caught.value))
+    for error in (caught.value, again):
+        assert error.result == failed
+        assert str(error) == "exit code 3: err"
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome("exit", 7),
+        Outcome("limit", limit="wall"),
+        Outcome("signal", 9),
+        Outcome("trap", what="wasm trap: unreachable"),
+    ],
+    ids=lambda outcome: outcome.kind,
+)
+def test_a_result_describes_the_end_as_on_one_machine(outcome: Outcome) -> None:
+    said = ClusterResult(outcome, b"", b"", {}, "tcp://there").describe()
+    assert said == Result(outcome, b"", b"").describe()
+
+
+def test_all_that_a_result_of_one_machine_tells_a_result_of_a_cluster_tells() -> None:
+    def told(kind: type) -> set[str]:
+        return {name for name in dir(kind) if not name.startswith("_")}
+
+    assert told(Result) <= told(ClusterResult)
 
 
 def test_limits_hold_on_the_workers(cluster: ClusterExecutor, shelf: Shelf) -> None:
@@ -416,6 +490,26 @@ def test_an_executor_that_is_closed_takes_no_cells_and_leaves_the_client_open(
     impatient.shutdown(cancel_futures=True)
     assert spinning.cancelled()
     assert done(cluster, shelf.hello).ok
+
+
+def test_a_block_that_an_error_ends_waits_for_its_cells_as_on_one_machine(
+    cluster: ClusterExecutor, shelf: Shelf
+) -> None:
+    with suppress(KeyError), ClusterExecutor(cluster.client) as other:
+        future = other.submit(shelf.busy, ["sleep", "300", "x"])
+        raise KeyError
+    assert future.done()
+    assert future.result().stdout == b"x\n"
+
+
+def test_it_is_an_executor_as_that_of_one_machine_and_its_futures_have_the_cell_s_name(
+    cluster: ClusterExecutor, shelf: Shelf
+) -> None:
+    assert isinstance(cluster, Executor)
+    future = cluster.submit(shelf.text)
+    error = future.exception(PATIENCE)
+    assert isinstance(error, CellRejected)
+    assert future.name == error.cell == shelf.text
 
 
 def test_no_cell_hangs_when_its_client_is_closed(machines: Machines, shelf: Shelf) -> None:

@@ -13,7 +13,15 @@ import dask
 import pytest
 
 from runner.cluster import ClusterError, ClusterExecutor, ClusterResult
-from tests.cluster.machines import PATIENCE, Machines, Shelf, address_of, jobs_of, wait_until
+from tests.cluster.machines import (
+    PATIENCE,
+    Machines,
+    Shelf,
+    address_of,
+    connected,
+    jobs_of,
+    wait_until,
+)
 from tests.conftest import Leftovers
 
 
@@ -42,7 +50,7 @@ def test_a_worker_that_is_killed_under_load_costs_no_result_and_leaves_nothing(
     with (
         leftovers(),
         Machines(tmp_path, shelf.url, **once) as machines,
-        ClusterExecutor(machines.address) as executor,
+        connected(machines.address) as executor,
     ):
         client = executor.client
         machines.add("one", preload=False)
@@ -84,7 +92,7 @@ def test_a_worker_is_started_again_by_its_nanny_and_both_end_with_all_that_they_
     with (
         leftovers(),
         Machines(tmp_path, shelf.url) as machines,
-        ClusterExecutor(machines.address) as executor,
+        connected(machines.address) as executor,
     ):
         client = executor.client
         machines.add("one", nanny=True)

@@ -47,6 +47,15 @@ int main(int argc, char **argv) {
         }
     } else if (strcmp(what, "stretch") == 0) {
         return ftruncate(granted("WW_FD_BOOK"), more) == 0 ? 0 : 1;
+    } else if (strcmp(what, "far") == 0) {
+        /* One byte at a place in each of them: a number, or what the variable holds. */
+        for (int i = 3; i < argc; i++) {
+            int fd = argv[i][0] == 'W' ? granted(argv[i]) : (int)strtol(argv[i], NULL, 10);
+
+            if (pwrite(fd, "x", 1, more) != 1) {
+                return 1;
+            }
+        }
     }
     return 0;
 }
