@@ -371,7 +371,7 @@ def test_who_is_always_busy_is_asked_three_times(pauses: list[float]) -> None:
 
 @pytest.mark.parametrize(
     "after",
-    ["11", "999999999999", formatdate(time.time() + 999)],
+    ["11", "999999999999", formatdate(time.time() + 86_400)],
     ids=["seconds", "many-seconds", "date"],
 )
 def test_nobody_waits_for_who_is_busy_for_long(after: str) -> None:
