@@ -173,6 +173,10 @@ def run(
         if server is not None:
             hint = f"the server at {server} was stopped or has failed; nothing is run again"
         raise WwError("spawner", str(error), hint=hint, code=EXIT_FAILURE) from error
+    except OSError as error:
+        # What this process lacks, such as descriptors: the cell has been killed.
+        what_failed = f"the connection to it failed: {error.strerror or error}"
+        raise WwError("spawner", what_failed, code=EXIT_FAILURE) from error
     finally:
         spawner.close()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _weakref
 import os
 import select
 import sys
@@ -40,19 +41,48 @@ _GREETING_PATIENCE = 10.0
 _CREDENTIALS = 12
 # How often progress is shown.
 _TICK_MS = 200
+# What the kernel says of a socket whose other side is gone, to whoever sends and receives.
+_GONE = (BrokenPipeError, ConnectionResetError)
+
+# All connections of this process, for those that are forked from it.
+_living: set[_weakref.ReferenceType[Connection]] = set()
+
+
+def _leave_all() -> None:
+    """Close a forked process's copies of all connections, which are for nobody there.
+
+    Otherwise a spawner and its cell would live as long as that process, whatever becomes of the one
+    that they are of.
+    """
+    for reference in tuple(_living):
+        connection = reference()
+        if connection is not None:
+            connection._leave()
+    _living.clear()
+
+
+os.register_at_fork(after_in_child=_leave_all)
 
 
 class Connection:
     """A connection to a spawner, which runs one cell at a time; more run on others.
 
-    It is of the process that made it. In one that was forked from that, it can only be closed,
-    which leaves the other process's as it is.
+    It is of the process that made it. In one that was forked from that, it is closed already, which
+    leaves the other process's as it is.
     """
 
     def __init__(self, channel: socket.socket) -> None:
         """Take over a connected socket."""
         self._channel = channel
         self._owner = os.getpid()
+        # Whether the next message of either side begins something new.
+        self._at_rest = True
+        _living.add(_weakref.ref(self, _living.discard))
+
+    def _leave(self) -> None:
+        """Close what a forked process has of it, which the other process's is not to notice."""
+        with suppress(OSError):
+            self._channel.close()
 
     def run(
         self,
@@ -75,19 +105,26 @@ class Connection:
             progress: Returns what shows that the cell is compiled, if anything; called if it has
                 to be.
 
+        After an exception, the connection is good for nothing but :meth:`close`, which ends the
+        cell.
+
         Raises:
             SpawnerError: If the spawner ends before it tells how the cell ended; in a process that
-                was forked from the one that it is of.
+                was forked from the one that it is of; if a run before ended with an exception.
+            OSError: If this process has no descriptor or memory left for what is sent or received.
         """
         self._check_owner()
+        self._check_rest()
         running: list[int] = []
         server = None if content is None else _server(content, plan)
         sent = [cell, *sources]
         try:
             if server is not None:
                 sent.append(server.theirs.fileno())
-            wire.send(self._channel, plan.encode(), sent)
-            while (message := self._receive(server, running)) is not None:
+            order = plan.encode()
+            self._at_rest = False
+            self._send(order, sent)
+            while (message := self._receive_serving(server, running)) is not None:
                 payload, fds = message
                 running += fds
                 if payload == wire.STARTED:
@@ -95,13 +132,12 @@ class Connection:
                 elif payload == wire.COMPILING:
                     self._show(progress)
                 elif payload == wire.COMPILED:
-                    wire.send(self._channel, wire.GO_ON)
+                    self._send(wire.GO_ON)
                 elif server is not None and server.out_of_time:
+                    self._at_rest = True
                     return limit("cpu", "while ww served its content")
                 else:
-                    return Outcome.decode(payload)
-        except (OSError, EOFError, ValueError) as error:
-            raise SpawnerError(f"the connection to the spawner broke: {error}") from error
+                    return self._outcome(payload)
         finally:
             try:
                 if server is not None:
@@ -127,19 +163,73 @@ class Connection:
 
         Raises:
             SpawnerError: If the spawner ends before it tells; as of :meth:`run`.
+            OSError: As of :meth:`run`.
         """
         self._check_owner()
+        self._check_rest()
         compiled = False
-        try:
-            wire.send(self._channel, wire.COMPILE + plan.encode(), [cell])
-            while (message := wire.receive(self._channel)) is not None:
-                if message[0] != wire.COMPILING:
-                    return Outcome.decode(message[0]), compiled
-                compiled = True
-                self._show(progress)
-        except (OSError, EOFError, ValueError) as error:
-            raise SpawnerError(f"the connection to the spawner broke: {error}") from error
+        order = wire.COMPILE + plan.encode()
+        self._at_rest = False
+        self._send(order, [cell])
+        while (message := self._receive()) is not None:
+            if message[0] != wire.COMPILING:
+                return self._outcome(message[0]), compiled
+            compiled = True
+            self._show(progress)
         raise SpawnerError("the spawner ended before the compilation did")
+
+    def _check_rest(self) -> None:
+        """Hold that what comes next is of what is asked next."""
+        if not self._at_rest:
+            raise SpawnerError("the connection to the spawner broke before; the cell did not run")
+
+    def _send(self, message: bytes, fds: Sequence[int] = ()) -> None:
+        """Send a message.
+
+        Raises:
+            SpawnerError: If the connection has ended.
+            OSError: As of :func:`sandbox.wire.send`, for any other reason.
+        """
+        try:
+            wire.send(self._channel, message, fds)
+        except OSError as error:
+            self._raise_if_gone(error, _GONE)
+            raise
+
+    def _receive(self) -> tuple[bytes, list[int]] | None:
+        """Receive a message; see :func:`sandbox.wire.receive`.
+
+        Raises:
+            SpawnerError: If the connection has ended inside it, or it breaks the form.
+            OSError: As of that, for any other reason.
+        """
+        try:
+            return wire.receive(self._channel)
+        except (wire.CutOffError, wire.FormError) as error:
+            raise _broken(error) from error
+        except OSError as error:
+            self._raise_if_gone(error, ConnectionResetError)
+            raise
+
+    def _raise_if_gone(
+        self, error: OSError, kinds: type[OSError] | tuple[type[OSError], ...]
+    ) -> None:
+        """Raise another error in place of one that tells that the connection has ended.
+
+        What it is that this process lacks is for the caller to know; and so is what a handler of a
+        signal raises, which may be an OSError too, but hardly one of the kernel's of these kinds.
+        """
+        if error.errno and (isinstance(error, kinds) or self._channel.fileno() < 0):
+            raise _broken(error) from error
+
+    def _outcome(self, payload: bytes) -> Outcome:
+        """Return the outcome that a message is, after which the connection is at rest."""
+        try:
+            outcome = Outcome.decode(payload)
+        except ValueError as error:
+            raise _broken(error) from error
+        self._at_rest = True
+        return outcome
 
     def _show(self, progress: Callable[[], Progress | None]) -> None:
         """Show that a cell is compiled, until there is something else to hear of the spawner."""
@@ -155,7 +245,7 @@ class Connection:
         finally:
             shown.end()
 
-    def _receive(
+    def _receive_serving(
         self, server: Server | None, running: Sequence[int]
     ) -> tuple[bytes, list[int]] | None:
         """Receive the spawner's next message, and serve content until it comes.
@@ -167,6 +257,8 @@ class Connection:
         if server is not None:
             server.give_up_theirs()  # it was sent
             channel = self._channel.fileno()
+            if channel < 0:
+                raise SpawnerError("the connection to the spawner was closed")
             message, either = select.poll(), select.poll()
             message.register(channel, select.POLLIN)
             either.register(channel, select.POLLIN)
@@ -177,13 +269,24 @@ class Connection:
                 server.serve(lambda: bool(running and message.poll(0)))
             if server.out_of_time:
                 _kill(running)
-        return wire.receive(self._channel)
+        return self._receive()
 
     def is_open(self) -> bool:
-        """Tell whether the other side is still there, as far as can be seen before it is asked."""
+        """Tell whether it can run a cell: whether it runs none, and the other side is there.
+
+        That is as far as can be seen before the other side is asked.
+        """
+        channel = self._channel.fileno()
+        if channel < 0 or not self._at_rest:
+            return False
         gone = select.poll()
-        gone.register(self._channel, select.POLLRDHUP)
+        gone.register(channel, select.POLLRDHUP)
         return not gone.poll(0)
+
+    def hang_up(self) -> None:
+        """Have the cell that runs on it end, without waiting; :meth:`close` is still to follow."""
+        with suppress(OSError):
+            self._channel.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """End the connection, and the cell that runs on it, and wait until that is gone.
@@ -233,7 +336,7 @@ class Spawner(Connection):
 
     def _abandon(self) -> None:
         """End a process that nobody will have."""
-        self._door.close()
+        _end_all(self._door)
         with suppress(ProcessLookupError, ChildProcessError):
             # It is our child, and nobody has waited for it.
             os.kill(self.pid, signal.SIGKILL)
@@ -293,21 +396,34 @@ class Spawner(Connection):
 
         Raises:
             SpawnerError: If the spawner has ended; as of :meth:`run`.
+            OSError: If there is no descriptor or memory left for one.
         """
         return Connection(self._enter())
 
     def _enter(self) -> socket.socket:
-        """Hand one end of a new connection in at the spawner's door, and return the other."""
+        """Hand one end of a new connection in at the spawner's door, and return the other.
+
+        Raises:
+            SpawnerError: As of :meth:`connect`.
+            OSError: Likewise.
+        """
         self._check_owner()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             wire.hand_in(self._door, theirs.fileno())
-        except OSError as error:
+        except BaseException as error:
             ours.close()
-            raise SpawnerError(f"the spawner has ended: {error}") from error
+            if isinstance(error, _GONE) or self._door.fileno() < 0:
+                raise SpawnerError(f"the spawner has ended: {error}") from error
+            raise
         finally:
             theirs.close()
         return ours
+
+    def _leave(self) -> None:
+        super()._leave()
+        with suppress(OSError):
+            self._door.close()
 
     def kill(self) -> None:
         """Have the process end at once, whatever it does; :meth:`close` is still to follow."""
@@ -315,11 +431,11 @@ class Spawner(Connection):
 
     def close(self) -> None:
         """End the spawner and whatever it still runs, and wait until all of it is gone."""
-        self._channel.close()
-        self._door.close()
         if self._owner != os.getpid():
+            self._leave()
             os.close(self._process)
             return
+        _end_all(self._channel, self._door)
         killed = True
         try:
             # One that somebody stopped would never see that.
@@ -482,6 +598,19 @@ def _in_leader_group() -> bool:
             return b"/ww-leader\n" in file.read()
     except OSError:
         return False
+
+
+def _broken(error: Exception) -> SpawnerError:
+    """Return what to raise in place of an error that tells that a connection broke."""
+    return SpawnerError(f"the connection to the spawner broke: {error}")
+
+
+def _end_all(*channels: socket.socket) -> None:
+    """Close sockets, so that the other side sees their end whoever else has copies of them."""
+    for channel in channels:
+        with suppress(OSError):
+            channel.shutdown(socket.SHUT_RDWR)
+        channel.close()
 
 
 def _end(processes: list[int]) -> None:

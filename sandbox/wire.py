@@ -58,6 +58,14 @@ MAX_PAYLOAD = 64 << 20
 MAX_FDS = 65536 + 2
 
 
+class CutOffError(EOFError):
+    """A connection ended inside a message."""
+
+
+class FormError(ValueError):
+    """A message breaks the form."""
+
+
 def send(channel: socket.socket, payload: bytes, fds: Sequence[int] = ()) -> None:
     """Send one message, whole.
 
@@ -86,8 +94,8 @@ def receive(channel: socket.socket) -> tuple[bytes, list[int]] | None:
         if the other side closed the connection before a message began.
 
     Raises:
-        EOFError: If the connection ended inside a message.
-        ValueError: If a message breaks the form.
+        CutOffError: If the connection ended inside a message.
+        FormError: If a message breaks the form.
         OSError: As recvmsg(2) says; EMFILE if there is no number left for what was sent. No
             descriptor stays open after an error.
     """
@@ -96,9 +104,9 @@ def receive(channel: socket.socket) -> tuple[bytes, list[int]] | None:
         return None
     size, count = _read_numbers(header)
     if size > MAX_PAYLOAD:
-        raise ValueError(f"message of {size} bytes, more than {MAX_PAYLOAD}")
+        raise FormError(f"message of {size} bytes, more than {MAX_PAYLOAD}")
     if count > MAX_FDS:
-        raise ValueError(f"message with {count} descriptors, more than {MAX_FDS}")
+        raise FormError(f"message with {count} descriptors, more than {MAX_FDS}")
     payload = _receive_bytes(channel, size)
     fds: list[int] = []
     try:
@@ -139,7 +147,7 @@ def _receive_bytes(channel: socket.socket, size: int, *, may_end: bool = False) 
         if not got:
             if may_end and len(view) == size:
                 return None
-            raise EOFError("connection ended inside a message")
+            raise CutOffError("connection ended inside a message")
         view = view[got:]
     return bytes(data)
 
@@ -157,11 +165,11 @@ def _receive_group(channel: socket.socket, count: int) -> list[int]:
     came = len(fds)
     close_all(fds)
     if not data:
-        raise EOFError("connection ended inside a message")
+        raise CutOffError("connection ended inside a message")
     if flags & socket.MSG_CTRUNC:
         # There is room for as many as can come: this process has no number left for them.
         raise OSError(_EMFILE, os.strerror(_EMFILE))
-    raise ValueError(f"{came} descriptors arrived where {count} were announced")
+    raise FormError(f"{came} descriptors arrived where {count} were announced")
 
 
 def _numbers(*numbers: int) -> bytes:

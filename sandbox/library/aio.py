@@ -2,7 +2,9 @@
 
 import asyncio
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from typing import Self, Unpack
 
 from sandbox.errors import CellKilled
@@ -101,20 +103,45 @@ class AsyncSandbox:
                 what = "the sandbox was closed before it started"
                 raise CellKilled(future.name, what) from None
             if not future.done():
-                # In a thread: it waits until the process is gone.
-                killing = asyncio.get_running_loop().run_in_executor(None, future.kill)
-                await asyncio.gather(waiting, killing, return_exceptions=True)
+                await _until_done(waiting, _in_a_thread(future.kill))
             raise
 
     async def aclose(self) -> None:
         """Kill what still runs, and end the spawner."""
-        await asyncio.get_running_loop().run_in_executor(None, self._shutdown)
-
-    def _shutdown(self) -> None:
-        self._executor.shutdown(kill=True)
+        await _in_a_thread(lambda: self._executor.shutdown(kill=True))
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+
+def _in_a_thread(work: Callable[[], object]) -> asyncio.Future[None]:
+    """Have something done that waits, and that nobody can cancel.
+
+    The thread is its own: those of the loop's executor may all be taken, even by what waits for it.
+    """
+    done: Future[None] = Future()
+    done.set_running_or_notify_cancel()
+
+    def call() -> None:
+        try:
+            work()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=call, name="cell-end").start()
+    return asyncio.wrap_future(done)
+
+
+async def _until_done(*futures: asyncio.Future[Result] | asyncio.Future[None]) -> None:
+    """Wait until all are done, also where the one who waits is cancelled again meanwhile."""
+    left: set[asyncio.Future[Result] | asyncio.Future[None]] = set(futures)
+    while left:
+        try:
+            _, left = await asyncio.wait(left)
+        except asyncio.CancelledError:
+            left = {future for future in left if not future.done()}

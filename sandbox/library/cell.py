@@ -14,6 +14,8 @@ from sandbox.plan import COMPONENT_MAGIC
 MAX_SIZE: Final = 256 << 20
 """Bytes of the largest cell, as for the program ``ww``."""
 
+# How a core module begins, as of the host, whose module takes the engine to import.
+_CORE_MAGIC: Final = b"\0asm\x01\0\0\0"
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _CHUNK: Final = 1 << 20
 _NAME: Final = "cell"
@@ -139,6 +141,31 @@ class Cell:
 
 CellSource: TypeAlias = Cell | bytes | str | os.PathLike[str] | int
 """What a cell can be made of; see :meth:`Cell.load`."""
+
+
+def check_kind(source: object) -> None:
+    """Hold that something can be a cell at all.
+
+    Raises:
+        TypeError: If not.
+    """
+    kinds = (Cell, bytes, bytearray, memoryview, str, os.PathLike, int)
+    if isinstance(source, bool) or not isinstance(source, kinds):
+        raise TypeError(f"{source!r} is no cell: neither bytes nor a path, a descriptor or a Cell")
+
+
+def check_program(code: int, name: str) -> None:
+    """Hold that a cell begins as a program does; whether it is one is for the engine to say.
+
+    Args:
+        code: A descriptor of its bytes.
+        name: What it is called.
+
+    Raises:
+        CellRejected: If not, as the host has it.
+    """
+    if os.pread(code, len(_CORE_MAGIC), 0) not in (_CORE_MAGIC, COMPONENT_MAGIC):
+        raise CellRejected(name, "it is not a WebAssembly module")
 
 
 def _load(code: bytes, name: str) -> Cell:

@@ -39,7 +39,8 @@ class CellFuture(Future[Result]):
 
         One that was not started is cancelled: :meth:`result` raises
         :class:`concurrent.futures.CancelledError`. The process of one that runs is killed and is
-        gone when this returns: :meth:`result` raises :class:`sandbox.CellKilled`.
+        gone when this returns, whoever else kills it too: :meth:`result` raises
+        :class:`sandbox.CellKilled`.
 
         Returns:
             False if it was over already, and its result is there or about to be.
@@ -137,7 +138,9 @@ class CellExecutor(Executor):
         """Have a cell run, as by :meth:`sandbox.Sandbox.run`, as soon as a worker is free.
 
         Descriptors are duplicated now, so the caller may close its own; a cell that is given as a
-        path, and paths that are granted, are opened when the cell runs.
+        path, and paths that are granted, are opened when the cell runs. A :class:`sandbox.Cell` is
+        to stay open until its run has begun: if it was closed before, the future's exception is a
+        ValueError, and nothing ran.
 
         Returns:
             Its future, whose result is a :class:`sandbox.Result`, and whose exceptions are those
@@ -149,6 +152,7 @@ class CellExecutor(Executor):
             GrantError: If a descriptor is not open.
             OSError: If there is no descriptor left.
             ValueError: If an argument, a variable or a limit cannot be.
+            TypeError: If something is of another kind than it has to be.
         """
         with self._guard:
             self._check_open()
@@ -235,6 +239,9 @@ class CellExecutor(Executor):
             for future in futures:
                 future.cancel()
         if kill:
+            # All of them first: each may take its time.
+            for future in futures:
+                future._run.condemn()
             for future in futures:
                 future.kill()
         self._threads.shutdown(wait=wait)

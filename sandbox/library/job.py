@@ -12,7 +12,7 @@ from sandbox.client import Connection
 from sandbox.errors import GrantError
 from sandbox.granting import GrantRequest, PlannedGrant
 from sandbox.grants import LAST_STANDARD, Grant, Mode
-from sandbox.library.cell import Cell, CellSource
+from sandbox.library.cell import Cell, CellSource, check_kind, check_program
 from sandbox.library.offer import MAX_FD, HasFileno, Offer, Source
 from sandbox.library.opening import Opened
 from sandbox.library.result import Result, conclude
@@ -26,8 +26,6 @@ _STDERR: Final = 2
 # Below it are the numbers of a program's own standard streams, which may be closed.
 _LOWEST: Final = LAST_STANDARD + 1
 
-# Bytes that are read at once, of which there is a copy for a moment.
-_CHUNK: Final = 64 << 20
 # Bytes of all arguments and variables. A plan is a message of at most 64 MiB, where one byte may
 # take six.
 _MOST_TEXT: Final = 8 << 20
@@ -87,6 +85,9 @@ class Job:
 
     A descriptor that was offered is duplicated at once, so what happens to the caller's number
     until the cell runs does not matter. A path is opened when the cell runs.
+
+    Attributes:
+        name: What the cell is called, for errors.
     """
 
     def __init__(
@@ -108,10 +109,12 @@ class Job:
             GrantError: If a descriptor that is offered is not open.
             OSError: If there is no descriptor left; if the cell is one that cannot be read.
             CellRejected: If the cell is an open descriptor, and of no cell.
-            ValueError: If an argument, a variable or a limit cannot be.
+            ValueError: If an argument, a variable or a limit cannot be; if the cell is a path that
+                cannot be one.
             TypeError: If something is of another kind than it says; so if the arguments are one
                 text, or the grants one offer.
         """
+        check_kind(cell)
         if isinstance(args, str):
             raise TypeError("args are many texts, and this is one: write [text]")
         if isinstance(grants, Offer):
@@ -128,6 +131,8 @@ class Job:
         self._moved: list[int] = []
         self._own_cell: Cell | None = None
         self._cell: CellSource = cell
+        # Nothing is held yet that an error would have to give up.
+        self.name = _name(cell)
         _check_texts(self._args, self._env, invoke)
         _check_limits(limits)
         if network not in NETWORKS:
@@ -144,16 +149,6 @@ class Job:
         except BaseException:
             self.close()
             raise
-
-    @property
-    def name(self) -> str:
-        """What the cell is called, for errors."""
-        if isinstance(self._cell, Cell):
-            return self._cell.name
-        if isinstance(self._cell, (str, os.PathLike)):
-            # Its bytes may be no text; see Cell.load.
-            return os.fsencode(self._cell).decode(errors="backslashreplace")
-        return "cell"
 
     def _hold(self) -> None:
         """Get copies of all open descriptors, and then close those that were given away."""
@@ -248,7 +243,8 @@ class Job:
                 invoke=self._invoke,
                 trap_unknown=self._trap_unknown,
             )
-            opened.settle()  # nothing is refused from here on
+            check_program(code, cell.name)
+            opened.settle()  # nothing is refused from here on, but by the engine
             sources = [-1 if entry.source is None else entry.source for entry in entries]
             # What was moved is closed meanwhile, and its number may be another thread's then.
             with as_before([fd for fd in self._held if fd not in self._moved]):
@@ -284,6 +280,20 @@ class Job:
     def _environment(self, entries: Sequence[PlannedGrant]) -> tuple[tuple[str, str], ...]:
         variables = granting.variables(entry.grant for entry in entries)
         return tuple((variables | self._env).items())
+
+
+def _name(cell: CellSource) -> str:
+    """Return what to call a cell.
+
+    Raises:
+        ValueError: If it is a path that cannot be one.
+    """
+    if isinstance(cell, Cell):
+        return cell.name
+    if isinstance(cell, (str, os.PathLike)):
+        # Its bytes may be no text; see Cell.load.
+        return os.fsencode(cell).decode(errors="backslashreplace")
+    return "cell"
 
 
 def _check_texts(args: Sequence[str], env: Mapping[str, str], invoke: str) -> None:
@@ -515,9 +525,9 @@ def _contents(memory: int | None, most: int | None) -> bytes:
     size = os.fstat(memory).st_size
     if most is not None:
         size = min(size, most)
-    parts: list[bytes] = []
-    at = 0
-    while at < size and (part := os.pread(memory, min(size - at, _CHUNK), at)):
-        parts.append(part)
-        at += len(part)
-    return b"".join(parts)
+    if not size:
+        return b""
+    # Read into the bytes that are returned: a copy would take as much again.
+    with open(memory, "rb", closefd=False) as file:
+        file.seek(0)
+        return file.read(size)

@@ -58,10 +58,10 @@ def grant(
         source: Bytes, which the cell can read and nobody can change; the path of a file or
             directory; an open descriptor, or an object with a ``fileno()``. A path is opened when
             the cell starts: with mode ``w`` or ``rw`` a file is made if there is none, and with
-            ``w`` it is emptied, as by :func:`open`, but not before all else was found in order. A
-            FIFO is refused by its path, because opening one may never end: open it, and grant that.
-            What is open already is shared with the cell,
-            its position too.
+            ``w`` it is emptied, as by :func:`open`, but not where a grant is refused or the cell is
+            no program at all; one that the engine rejects later finds its files made. A FIFO is
+            refused by its path, because opening one may never end: open it, and grant that. What is
+            open already is shared with the cell, its position too.
         mode: What the cell may do: ``r``, ``w`` or ``rw``. By default what the descriptor is open
             for; for a path, a directory and bytes ``r``.
         type: ``stream``, ``file`` or ``socket``, by default what the kernel says.

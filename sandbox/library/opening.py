@@ -1,7 +1,8 @@
-"""What is opened for one run: bytes and paths; nothing is made or emptied before all is in order.
+"""What is opened for one run: bytes and paths; nothing is made or emptied before all is granted.
 
 A path is opened without waiting for anybody and as it is. A file that is not there yet has a
-stand-in until :meth:`Opened.settle`, so that whatever else of the run is refused leaves no trace.
+stand-in until :meth:`Opened.settle`, so that a run of which a grant is refused, or whose cell is no
+program at all, leaves no trace. What the engine says of the cell comes later.
 """
 
 import fcntl

@@ -29,6 +29,7 @@ class Root(Protocol):
         Raises:
             SpawnerError: If there is no spawner any more.
             Busy: If it takes no more of them now.
+            OSError: If this process has no descriptor or memory left for one.
         """
 
     def close(self) -> None:
@@ -36,6 +37,9 @@ class Root(Protocol):
 
     def is_alive(self) -> bool:
         """Tell whether it can still make connections, as far as that can be known."""
+
+    def has_ended(self) -> bool:
+        """Tell whether it has ended, after one of its connections has."""
 
 
 class Generation:
@@ -65,6 +69,11 @@ class Generation:
         """Whether it can run something."""
         return not self._over and self._root.is_alive()
 
+    def retire_if_ended(self) -> None:
+        """After a connection has ended by itself, :meth:`retire` if that was the spawner's end."""
+        if self._over or self._root.has_ended():
+            self.retire()
+
     def take(self, unwanted: Callable[[], bool] = lambda: False) -> Connection | None:
         """Return a connection that runs nothing: the one that was used last, or a new one.
 
@@ -78,6 +87,7 @@ class Generation:
 
         Raises:
             SpawnerError: If the spawner has ended, or a server takes not even one.
+            OSError: As of :meth:`Root.connect`.
         """
         while True:
             with self._guard:
@@ -310,6 +320,9 @@ class Run:
         self._connection: Connection | None = None
         self._killed = False
         self._over = False
+        # The thread that has a cell run, as soon as there may be one; and whether that is no more.
+        self._thread: int | None = None
+        self._ended = threading.Event()
 
     def execute(self) -> Result:
         """Run it, once, and wait for its end.
@@ -332,6 +345,7 @@ class Run:
                 raise self._death() from None
             raise
         finally:
+            self._ended.set()
             job.close()
             self._keep = None
         if self._settle():
@@ -348,18 +362,21 @@ class Run:
             usable = True
         except SpawnerError:
             if not self._killed:
-                self._generation.retire()
+                self._generation.retire_if_ended()
             raise
         except (SandboxError, OSError, ValueError, TypeError):
-            usable = True
+            # It was before the cell, or what came of it was told, unless this process was short of
+            # something in between.
+            usable = connection.is_open()
             raise
         finally:
             with self._guard:
                 mine, self._connection = self._connection, None
+                killed = self._killed
             if mine is None:
                 self._generation.lose()  # who kills the cell closes it
             else:
-                self._generation.give_back(connection, usable=usable)
+                self._generation.give_back(connection, usable=usable and not killed)
         return result
 
     def _take(self) -> Connection:
@@ -377,6 +394,7 @@ class Run:
             killed = self._killed
             if not killed:
                 self._connection = connection
+                self._thread = threading.get_ident()
         if killed:
             self._generation.give_back(connection, usable=True)
             raise self._death()
@@ -395,21 +413,40 @@ class Run:
     def _death(self) -> CellKilled:
         return CellKilled(self.name, "it was killed")
 
-    def kill(self) -> bool:
-        """Kill the cell if it runs, and have it not run if it does not run yet.
+    def condemn(self) -> bool:
+        """Have the cell end if it runs, and not run if it does not yet, without waiting for that.
 
         Returns:
-            Whether that comes in time: if so, :meth:`execute` raises :class:`CellKilled`. The
-            cell's process is gone when this returns.
+            As :meth:`kill`, which is still to follow.
         """
         with self._guard:
             if self._over:
                 return False
+            if self._connection is not None and not self._killed:
+                self._connection.hang_up()
             self._killed = True
+        self._generation.wake()
+        return True
+
+    def kill(self, *, wait: bool = True) -> bool:
+        """Kill the cell if it runs, and have it not run if it does not run yet.
+
+        Args:
+            wait: Return when the cell's process is gone, whoever else kills it too. Otherwise that
+                is waited for only as long as a spawner may take to answer. The thread that runs
+                the cell, in a handler of a signal, never waits for itself.
+
+        Returns:
+            Whether that comes in time: if so, :meth:`execute` raises :class:`CellKilled`.
+        """
+        if not self.condemn():
+            return False
+        with self._guard:
             connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-        self._generation.wake()
+        if wait and self._thread not in (None, threading.get_ident()):
+            self._ended.wait()
         return True
 
     def abandon(self) -> None:
@@ -426,3 +463,14 @@ def has_ended(pid: int) -> bool:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
         return True  # and somebody has waited for it
+
+
+def comes_to_end(pid: int) -> bool:
+    """Tell whether a child of this process has ended, or does so now.
+
+    The kernel closes what a process had open before it tells that the process has ended.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while not (ended := has_ended(pid)) and time.monotonic() < deadline:
+        time.sleep(_PAUSE)
+    return ended

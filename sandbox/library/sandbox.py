@@ -1,5 +1,6 @@
 """The sandbox as a Python object: run a cell, and have what it wrote."""
 
+import errno
 import os
 import threading
 import warnings
@@ -13,7 +14,7 @@ from sandbox.home import CACHE_SIZE, cache_home
 from sandbox.library.cell import CellSource
 from sandbox.library.job import House, Job, Options
 from sandbox.library.offer import Offer
-from sandbox.library.pool import Busy, Pool, Root, Run, has_ended
+from sandbox.library.pool import Busy, Pool, Root, Run, comes_to_end, has_ended
 from sandbox.library.result import Result
 from sandbox.policy import FEATURES, ISOLATIONS, Isolation
 
@@ -130,6 +131,7 @@ class Sandbox:
             CellKilled: If the sandbox was closed meanwhile.
             OSError: If a path cannot be opened, or there is no descriptor or memory left.
             ValueError: If an argument, a variable or a limit cannot be.
+            TypeError: If something is of another kind than it has to be.
         """
         run = self.prepare(cell, args, grants, **options)
         with self._guard:
@@ -171,8 +173,11 @@ class Sandbox:
             return
         with self._guard:
             runs = tuple(self._runs)
+        # All of them first: each may take its time.
         for run in runs:
-            run.kill()
+            run.condemn()
+        for run in runs:
+            run.kill(wait=False)  # the thread that runs it may take longer than the spawner
         self._pool.end()
 
     def __enter__(self) -> Self:
@@ -256,6 +261,9 @@ class _Own:
     def is_alive(self) -> bool:
         return not has_ended(self._spawner.pid)
 
+    def has_ended(self) -> bool:
+        return comes_to_end(self._spawner.pid)
+
     def close(self) -> None:
         self._spawner.close()
 
@@ -270,6 +278,8 @@ class _Borrowed(_Own):
         pass
 
 
+# What this process lacks when it cannot make a connection, whatever the server does.
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 # How a server's refusal begins that has enough connections; see sandbox.door.
 _BUSY = ": the server refuses: busy: "
 
@@ -296,6 +306,8 @@ class _Server:
         try:
             return connect(self._path)
         except OSError as error:
+            if error.errno in _SHORT:
+                raise
             raise SpawnerError(f"{self._path}: {error.strerror or error}") from error
         except SpawnerError as error:
             if _BUSY in str(error):
@@ -304,6 +316,9 @@ class _Server:
 
     def is_alive(self) -> bool:
         return True  # it may be started again at any time
+
+    def has_ended(self) -> bool:
+        return True  # it is the only reason for which it ends a connection
 
     def close(self) -> None:
         pass

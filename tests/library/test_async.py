@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,34 @@ def test_a_cancelled_coroutine_has_its_cell_killed(cache: Path, tool: Cell, pipe
             assert pipe.ends()
             assert not any(os.path.exists(f"/proc/{pid}/exe") for pid in holders)
             assert (await sandbox.run(tool, ["say=on"])).stdout == b"on"
+
+    run(main())
+
+
+def test_however_often_it_is_cancelled_the_cell_is_gone(
+    cache: Path, tool: Cell, pipe: Pipe
+) -> None:
+    """Also where the loop has no thread left for anything."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        go_on = threading.Event()
+        async with AsyncSandbox(1, cache=cache) as sandbox:
+            offers = [grant("OUT", pipe.writer, move=True)]
+            task = asyncio.create_task(sandbox.run(tool, ["tell=OUT", "spin"], offers))
+            await until_told(pipe)
+            taken = loop.run_in_executor(None, go_on.wait, 60)
+            try:
+                while not task.done():
+                    task.cancel()
+                    await asyncio.sleep(0.01)
+                assert task.cancelled()
+                assert pipe.has_ended()
+                assert not taken.done()
+            finally:
+                go_on.set()
+            await taken
 
     run(main())
 

@@ -1,10 +1,12 @@
 """`CellExecutor`: an executor as any other, whose work can be killed."""
 
+import errno
 import os
 import pickle
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, as_completed, wait
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,16 @@ from sandbox import (
     CellFuture,
     CellKilled,
     CellRejected,
+    Connection,
     GrantError,
     Limits,
     Result,
+    Sandbox,
     SpawnerError,
     grant,
+    wire,
 )
+from sandbox.library import pool
 from tests.conftest import CAN_BE_ROOT, Leftovers, Ww
 from tests.library.conftest import Pipe
 
@@ -186,6 +192,57 @@ def test_kill_cancels_what_waits_and_leaves_what_is_over(
     assert over.result().stdout == b"x"
 
 
+def test_whoever_kills_a_cell_waits_until_it_is_gone(
+    executor: CellExecutor, tool: Cell, busy: Busy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one for whom somebody else does the killing."""
+    came: list[str] = []
+    original = pool.Generation.lose
+
+    def lose_late(self: pool.Generation, *, closed: bool = True) -> None:
+        time.sleep(0.3)
+        came.append("gone")
+        original(self, closed=closed)
+
+    def kill() -> None:
+        assert busy.futures[0].kill()
+        came.append("told")
+
+    monkeypatch.setattr(pool.Generation, "lose", lose_late)
+    killers = [threading.Thread(target=kill) for _ in range(3)]
+    for killer in killers:
+        killer.start()
+    for killer in killers:
+        killer.join()
+    assert came == ["gone", "told", "told", "told"]
+
+
+def test_a_handler_of_a_signal_can_kill_what_its_thread_runs(
+    cache: Path, tool: Cell, pipe: Pipe
+) -> None:
+    main = threading.get_ident()
+    killed: list[bool] = []
+
+    def interrupt() -> None:
+        pipe.wait_for_word()
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    with Sandbox(cache=cache, jails=0) as sandbox:
+        offers = [grant("OUT", pipe.writer, move=True)]
+        run = sandbox.prepare(tool, ["tell=OUT", "spin"], offers)
+        before = signal.signal(signal.SIGUSR1, lambda *_: killed.append(run.kill()))
+        helper = threading.Thread(target=interrupt)
+        try:
+            helper.start()
+            with pytest.raises(CellKilled):
+                run.execute()
+        finally:
+            helper.join()
+            signal.signal(signal.SIGUSR1, before)
+        assert killed == [True]
+        assert pipe.ends()
+
+
 def test_a_killed_cell_writes_no_more_and_its_output_is_lost(
     executor: CellExecutor, tool: Cell, tmp_path: Path, busy: Busy
 ) -> None:
@@ -225,6 +282,35 @@ def test_cancelled_futures_hold_no_descriptors(
     assert set(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_cell_that_cannot_be_named_costs_nobody_a_descriptor(executor: CellExecutor) -> None:
+    reader, writer = os.pipe()
+    before = set(os.listdir("/proc/self/fd"))
+    try:
+        with pytest.raises(ValueError, match="surrogates"):
+            executor.submit("\ud800", grants=[grant("o", writer, move=True)])
+        assert set(os.listdir("/proc/self/fd")) == before
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+@pytest.mark.parametrize("source", [None, 1.5, True, ["cell"], object()], ids=str)
+def test_what_is_no_cell_is_refused_at_once(executor: CellExecutor, source: Any) -> None:
+    with pytest.raises(TypeError, match="is no cell"):
+        executor.submit(source)
+
+
+def test_a_cell_that_is_closed_while_it_waits_does_not_run(
+    executor: CellExecutor, tool_path: Path, busy: Busy
+) -> None:
+    cell = Cell.load(tool_path)
+    waiting = executor.submit(cell)
+    cell.close()
+    assert busy.futures[0].kill()
+    assert isinstance(waiting.exception(), ValueError)
+    assert "is closed" in str(waiting.exception())
+
+
 # --- shutdown ---
 
 
@@ -256,6 +342,30 @@ def test_shutdown_can_kill_what_runs(executor: CellExecutor, tool: Cell, busy: B
     assert busy.end()
     assert all(future.cancelled() for future in waiting)
     assert [type(future.exception()) for future in busy.futures] == [CellKilled] * 2
+
+
+def test_all_are_asked_to_end_before_one_is_waited_for(
+    executor: CellExecutor, tool: Cell, busy: Busy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came: list[str] = []
+    hang_up, close = Connection.hang_up, Connection.close
+
+    def hanging_up(self: Connection) -> None:
+        came.append("asked")
+        hang_up(self)
+
+    def closing(self: Connection) -> None:
+        # Of the threads that ran them, too; they come here when they hear of the end.
+        if threading.current_thread() is threading.main_thread():
+            came.append("waited for")
+        close(self)
+
+    monkeypatch.setattr(Connection, "hang_up", hanging_up)
+    monkeypatch.setattr(Connection, "close", closing)
+    executor.shutdown(kill=True)
+    assert came[:2] == ["asked", "asked"]
+    assert "asked" not in came[2:]
+    assert busy.end()
 
 
 def test_an_executor_leaves_nothing(
@@ -332,6 +442,51 @@ def test_a_spawner_that_dies_under_load_runs_nothing_twice(
         # Two may have run so far that they wrote, and been ended before that was known.
         assert done <= marks.stat().st_size // 4 <= done + 2
         assert executor.submit(tool).result().ok
+
+
+def _failing_once(monkeypatch: pytest.MonkeyPatch, fail: Callable[[], None]) -> None:
+    """Have the next message that comes to this process be lost."""
+    original = wire.receive
+    left = [fail]
+
+    def receive(channel: Any) -> tuple[bytes, list[int]] | None:
+        if left:
+            left.pop()()
+            return None
+        return original(channel)
+
+    monkeypatch.setattr(wire, "receive", receive)
+
+
+def _no_number() -> None:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+@pytest.mark.parametrize(
+    ("fail", "kind"),
+    [(_no_number, OSError), (lambda: None, SpawnerError)],
+    ids=["descriptors", "connection"],
+)
+def test_what_fails_for_one_cell_is_not_the_end_of_the_spawner(
+    cache: Path,
+    tool: Cell,
+    monkeypatch: pytest.MonkeyPatch,
+    fail: Callable[[], None],
+    kind: type[Exception],
+) -> None:
+    monkeypatch.setattr(pool, "_PATIENCE", 0.1)
+    before = _spawners()
+    with CellExecutor(1, cache=cache) as executor:
+        spawners = _spawners() - before
+        assert executor.submit(tool).result().ok
+        with monkeypatch.context() as patch:
+            _failing_once(patch, fail)
+            first = executor.submit(tool, ["say=lost"])
+            waiting = [executor.submit(tool, [f"exit={n}"]) for n in range(5)]
+            assert isinstance(first.exception(), kind)
+            assert [future.result().exit_code for future in waiting] == list(range(5))
+        assert executor.submit(tool).result().ok
+        assert _spawners() - before == spawners
 
 
 def test_a_spawner_that_was_stopped_keeps_nobody(cache: Path, tool: Cell, pipe: Pipe) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import Cell, CellExecutor, GrantError, Limits, Offer, Sandbox, grant
+from sandbox import Cell, CellExecutor, CellRejected, GrantError, Limits, Offer, Sandbox, grant
 from sandbox.words import Mode
 from tests.library.conftest import Pipe
 
@@ -239,6 +239,26 @@ def test_a_refusal_makes_and_empties_nothing(
     sandbox.run(tool, ["tell=new"], offers).check()
     assert Path("full").read_bytes() == b""
     assert Path("new").read_bytes() == b"told"
+
+
+@pytest.mark.parametrize("code", [b"", b"\0asm", b"no program", b"\0asm\x02\0\0\0"])
+def test_what_is_no_program_makes_and_empties_nothing(
+    sandbox: Sandbox, tmp_path: Path, code: bytes
+) -> None:
+    (tmp_path / "full").write_bytes(b"kept")
+    offers = [
+        grant("a", tmp_path / "full", mode="w"),
+        grant("new", tmp_path / "new", mode="rw"),
+    ]
+    with pytest.raises(CellRejected) as caught:
+        sandbox.run(code, grants=offers)
+    assert str(caught.value) == "cell: it is not a WebAssembly module"
+    assert (tmp_path / "full").read_bytes() == b"kept"
+    assert not (tmp_path / "new").exists()
+    # What only the engine can tell comes later.
+    with pytest.raises(CellRejected):
+        sandbox.run(b"\0asm\x01\0\0\0no program", grants=offers)
+    assert (tmp_path / "new").exists()
 
 
 def test_a_component_that_is_refused_makes_and_empties_nothing(

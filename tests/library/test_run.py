@@ -5,10 +5,12 @@ import enum
 import gc
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 import warnings
 from pathlib import Path
 from types import FrameType
@@ -150,6 +152,21 @@ def test_a_hole_in_what_a_cell_writes_is_no_way_past_its_limit(
     result = sandbox.run(tool, ["far=1000000000000"], limits=Limits(output=1000))
     assert not result.ok
     assert len(result.stdout) <= 1000
+
+
+def test_what_a_cell_wrote_is_in_memory_once(sandbox: Sandbox, tool: Cell) -> None:
+    size = 100_000_000
+    tracemalloc.start()
+    try:
+        # The file is a hole up to its last byte, and takes none.
+        result = sandbox.run(tool, [f"far={size - 1}"])
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(result.check().stdout) == size
+    assert result.stdout.endswith(b"\0x")
+    assert type(result.stdout) is bytes
+    assert most < size * 1.1
 
 
 def test_no_limit_of_output_is_refused_where_it_would_be_kept(sandbox: Sandbox, tool: Cell) -> None:
@@ -583,6 +600,65 @@ print("done")
         command = [sys.executable, "-c", program, str(tool_path), str(cache)]
         done = subprocess.run(command, cwd=REPO, capture_output=True, timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"done\n", b"")
+
+
+def test_a_forked_child_does_not_keep_its_parents_spawner_alive(
+    ww: Ww, tool_path: Path, cache: Path, pipe: Pipe, leftovers: type[Leftovers]
+) -> None:
+    program = """
+import os, sys, threading
+from sandbox import Sandbox, Spawner, grant
+path, cache, fd = sys.argv[1], sys.argv[2], int(sys.argv[3])
+pipe = os.stat(fd).st_ino
+def has_it():
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            if os.stat(int(number)).st_ino == pipe:
+                return True
+        except OSError:  # it was closed meanwhile
+            continue
+    return False
+spawner = Spawner.start(cache, jails=0)
+sandbox = Sandbox(spawner=spawner)
+sandbox.run(path).check()
+run = sandbox.prepare(path, ["tell=O", "spin"], [grant("O", fd, move=True)])
+threading.Thread(target=run.execute, daemon=True).start()
+os.read(0, 1)
+while has_it():
+    pass
+child = os.fork()
+if not child:
+    os.read(0, 1)  # as long as the test likes
+    os._exit(0)
+print(spawner.pid, flush=True)
+os.waitpid(child, 0)
+"""
+    with leftovers(ww):
+        command = [sys.executable, "-c", program, str(tool_path), str(cache), str(pipe.writer)]
+        running = subprocess.Popen(
+            command,
+            cwd=REPO,
+            pass_fds=(pipe.writer,),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        os.close(pipe.writer)
+        with running:
+            assert running.stdin is not None
+            assert running.stdout is not None
+            pipe.wait_for_word()
+            running.stdin.write(b"x")
+            running.stdin.flush()
+            spawner = os.pidfd_open(int(running.stdout.readline()))
+            try:
+                running.kill()
+                running.wait()
+                ended = select.poll()
+                ended.register(spawner, select.POLLIN)
+                assert ended.poll(30_000)
+                assert pipe.ends()
+            finally:
+                os.close(spawner)
 
 
 _UNREADY = {

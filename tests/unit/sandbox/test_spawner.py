@@ -2,14 +2,16 @@
 
 import errno
 import os
+import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, cast
 
 import pytest
 
-from sandbox import Outcome, Plan, Spawner, SpawnerError, wire
+from sandbox import Connection, Outcome, Plan, Spawner, SpawnerError, client, wire
 from sandbox.lane import Lane
 from sandbox.order import ORDINARY
 from sandbox.ready import ReadyJails
@@ -122,3 +124,149 @@ def test_nothing_is_left_of_a_spawner_that_cannot_be(
     assert os.listdir("/proc/self/fd") == before
     with pytest.raises(ChildProcessError):
         os.waitpid(started[0], os.WNOHANG)
+
+
+# --- the runner's side ----------------------------------------------------------------------------
+
+_PLAN = Plan((), (), (), 1, 1, "00")
+
+
+@pytest.fixture
+def cell() -> Iterator[int]:
+    fd = os.open("/dev/null", os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+def _calls(connection: Connection, cell: int) -> tuple[Callable[[], object], ...]:
+    """Whatever waits for an answer."""
+    return (lambda: connection.run(_PLAN, cell, []), lambda: connection.compile(_PLAN, cell))
+
+
+@pytest.mark.parametrize("what", [0, 1], ids=["run", "compile"])
+@pytest.mark.parametrize("step", ["send", "receive"])
+def test_what_this_process_lacks_is_an_error_of_the_system(
+    pair: tuple[socket.socket, socket.socket],
+    cell: int,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    what: int,
+) -> None:
+    def failing(*_args: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    connection = Connection(pair[0])
+    assert connection.is_open()
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, step, failing)
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            _calls(connection, cell)[what]()
+    assert caught.value.errno == errno.EMFILE
+    # What comes on it now may be of that cell.
+    assert not connection.is_open()
+    with pytest.raises(SpawnerError, match="broke before"):
+        connection.run(_PLAN, cell, [])
+
+
+@pytest.mark.parametrize("what", [0, 1], ids=["run", "compile"])
+@pytest.mark.parametrize(
+    "raised",
+    [
+        TimeoutError("late"),
+        ValueError("late"),
+        EOFError("late"),
+        ConnectionResetError("late"),
+        OSError(errno.EIO, "late"),
+    ],
+    ids=lambda raised: type(raised).__name__,
+)
+def test_what_a_handler_of_a_signal_raises_comes_out_as_it_is(
+    pair: tuple[socket.socket, socket.socket], cell: int, raised: Exception, what: int
+) -> None:
+    def late(_number: int, _frame: FrameType | None) -> None:
+        raise raised
+
+    main = threading.get_ident()
+
+    def interrupt() -> None:
+        message = wire.receive(pair[1])
+        assert message is not None
+        wire.close_all(message[1])
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, late)
+    helper = threading.Thread(target=interrupt)
+    try:
+        helper.start()
+        with pytest.raises(type(raised)) as caught:
+            _calls(Connection(pair[0]), cell)[what]()
+        assert caught.value is raised
+    finally:
+        helper.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("what", [0, 1], ids=["run", "compile"])
+@pytest.mark.parametrize("said", [b"", b"\0", b"\xff" * 8, b"\1\0\0\0\0\0\0\0x"])
+def test_a_connection_that_ends_or_breaks_the_form_is_the_spawners_error(
+    pair: tuple[socket.socket, socket.socket], cell: int, said: bytes, what: int
+) -> None:
+    pair[1].sendall(said)
+    pair[1].shutdown(socket.SHUT_WR)
+    with pytest.raises(SpawnerError):
+        _calls(Connection(pair[0]), cell)[what]()
+
+
+@pytest.mark.parametrize("what", [0, 1], ids=["run", "compile"])
+def test_a_spawner_that_is_gone_or_a_connection_that_is_closed_is_the_spawners_error(
+    pair: tuple[socket.socket, socket.socket], cell: int, what: int
+) -> None:
+    pair[1].close()
+    connection = Connection(pair[0])
+    with pytest.raises(SpawnerError):
+        _calls(connection, cell)[what]()
+    connection.close()
+    connection.close()
+    with pytest.raises(SpawnerError):
+        _calls(connection, cell)[what]()
+    assert not connection.is_open()
+
+
+def test_no_room_at_the_door_is_not_the_spawners_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_args: object) -> None:
+        raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+
+    spawner = Spawner.start(None)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(wire, "hand_in", failing)
+            with pytest.raises(OSError, match="Too many references"):
+                spawner.connect()
+        spawner.connect().close()
+    finally:
+        spawner.close()
+    with pytest.raises(SpawnerError, match="the spawner has ended"):
+        spawner.connect()
+
+
+def test_closing_ends_a_spawner_whoever_has_copies_of_its_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a process that was forked by other means than Python's own."""
+    sent: list[int] = []
+    send = signal.pidfd_send_signal
+
+    def noting(process: int, number: int) -> None:
+        sent.append(number)
+        send(process, number)
+
+    spawner = Spawner.start(None)
+    copies = [os.dup(channel.fileno()) for channel in (spawner._door, spawner._channel)]
+    try:
+        monkeypatch.setattr(client, "_PATIENCE_MS", 30_000)
+        monkeypatch.setattr("sandbox.client.signal.pidfd_send_signal", noting)
+        spawner.close()
+        assert signal.SIGKILL not in sent
+    finally:
+        for copy in copies:
+            os.close(copy)
