@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import EXAMPLES, REPO, Ww
+from tests.features import EMULATED, needs
 from tests.jail.inside import variant
 
 STEPS = {
@@ -138,6 +139,11 @@ def _holds(modules: list[str], names: tuple[str, ...]) -> set[str]:
     return {n for n in names if any(m == n or m.startswith(f"{n}.") for m in modules)}
 
 
+@needs(
+    "processor",
+    not EMULATED,
+    "a spawner that takes seconds to end is killed, and to compile is told of: with more modules",
+)
 def test_a_run_of_a_local_cell_imports_no_more_than_it_needs(ww: Ww) -> None:
     # -S: what `site` imports (start-up hooks of installed packages) is not ours to answer for.
     program = """
