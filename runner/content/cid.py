@@ -44,8 +44,6 @@ class Cid(Record):
         Raises:
             ContentError: The text is not a CID, or one with a hash that is not accepted.
         """
-        if not text:
-            raise ContentError("the CID is missing")
         if text.startswith("Qm"):
             if len(text) != _V0_TEXT_LENGTH:
                 raise ContentError(

@@ -146,7 +146,7 @@ def _described(path: str, cid: Cid) -> Pin:
     try:
         with open(path, "rb") as file:
             said = json.loads(file.read(_MAX_FILE_SIZE))
-        shown = Cid.parse(said["cid"])
+        shown = Cid.parse(str(said["cid"]))
         if (shown.codec, shown.multihash) == (cid.codec, cid.multihash):
             return Pin(shown, str(said["name"]))
     except (OSError, ValueError, TypeError, KeyError, RecursionError):

@@ -189,6 +189,8 @@ def _parse(text: str) -> ContentPath:
         names.pop()
     for name in names:
         directory.check_name(name)
+    if not root:
+        raise ContentError("the CID is missing")
     return ContentPath(Cid.parse(root), tuple(names))
 
 

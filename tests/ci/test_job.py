@@ -131,6 +131,8 @@ def test_the_codes_of_the_table_are_those_of_runs(ww: Ww) -> None:
         ended(ww, "--fd", "1x=3", trap),
         ended(ww, "--fd", "x=77", trap),
         ended(ww, "./there-is-none.wasm"),
+        ended(ww, "/"),
+        ended(ww, "--max-size", "10", HELLO),
     }
     # Of the others: the cell's own code, a signal's, and what no cell does that is well.
     rest = {("0..255", "exit"), ("128+n", "signal"), ("67", "isolation")}
