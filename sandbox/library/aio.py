@@ -102,6 +102,8 @@ class AsyncSandbox:
                 # Its task was not: a group of tasks would take that for nobody's failure.
                 what = "the sandbox was closed before it started"
                 raise CellKilled(future.name, what) from None
+            # It is nobody's any more: the loop would tell that its exception was never asked for.
+            waiting.add_done_callback(_look_at)
             if not future.done():
                 await _until_done(waiting, _in_a_thread(future.kill))
             raise
@@ -135,6 +137,12 @@ def _in_a_thread(work: Callable[[], object]) -> asyncio.Future[None]:
 
     threading.Thread(target=call, name="cell-end").start()
     return asyncio.wrap_future(done)
+
+
+def _look_at(future: asyncio.Future[Result]) -> None:
+    """Take note of how a future has ended."""
+    if not future.cancelled():
+        future.exception()
 
 
 async def _until_done(*futures: asyncio.Future[Result] | asyncio.Future[None]) -> None:

@@ -1,6 +1,7 @@
 """`AsyncSandbox`: cells for coroutines, which end with them."""
 
 import asyncio
+import gc
 import os
 import threading
 from collections.abc import Coroutine
@@ -87,6 +88,29 @@ def test_however_often_it_is_cancelled_the_cell_is_gone(
             await taken
 
     run(main())
+
+
+def test_the_loop_says_nothing_of_a_cell_whose_task_was_cancelled(
+    cache: Path, tool: Cell, pipe: Pipe
+) -> None:
+    said: list[object] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+        async with AsyncSandbox(1, cache=cache) as sandbox:
+            offers = [grant("OUT", pipe.writer, move=True)]
+            task = asyncio.create_task(sandbox.run(tool, ["tell=OUT", "spin"], offers))
+            await until_told(pipe)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            # A future that nobody has asked tells so when it is collected.
+            del task
+            gc.collect()
+
+    run(main())
+    gc.collect()
+    assert said == []
 
 
 def test_a_timeout_kills_the_cell(cache: Path, tool: Cell, pipe: Pipe) -> None:
