@@ -23,7 +23,7 @@ from tests.conftest import (
     Ww,
     need_command,
 )
-from tests.features import needs
+from tests.features import EMULATED, needs
 
 LeftoversFixture = Callable[..., Leftovers]
 Rows = dict[str, dict[str, Any]]
@@ -203,7 +203,9 @@ def test_the_probes_own_process_that_breaks_is_a_row(ww: Ww, patch: str, said: s
 
 def test_probes_that_hang_altogether_are_a_row(ww: Ww, leftovers: LeftoversFixture) -> None:
     with leftovers(ww):
-        code, rows = tampered(ww, "import time; time.sleep(600)", patience=3)
+        # As long as the cell takes that is run after them.
+        patience = 30 if EMULATED else 3
+        code, rows = tampered(ww, "import time; time.sleep(600)", patience=patience)
     assert list(rows) == ["probes", "cell"]
     assert rows["probes"]["status"] == "failed"
     assert (code, rows["cell"]["status"]) == (0, "ok")
