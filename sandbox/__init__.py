@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from sandbox.library.aio import AsyncSandbox
     from sandbox.library.cell import Cell, CellSource
     from sandbox.library.executor import CellExecutor, CellFuture
-    from sandbox.library.job import Options
     from sandbox.library.offer import Offer, Source, grant
+    from sandbox.library.options import Options, check_options
+    from sandbox.library.requests import check_offers, make_requests
     from sandbox.library.result import CellFailed, Result
     from sandbox.library.sandbox import Sandbox
     from sandbox.sharing import as_before
@@ -61,13 +62,16 @@ else:
         "Mode": "words",
         "Network": "words",
         "Offer": "library.offer",
-        "Options": "library.job",
+        "Options": "library.options",
         "Result": "library.result",
         "Sandbox": "library.sandbox",
         "Source": "library.offer",
         "as_before": "sharing",
         "cache_home": "home",
+        "check_offers": "library.requests",
+        "check_options": "library.options",
         "grant": "library.offer",
+        "make_requests": "library.requests",
         "probe_features": "features",
     }
 
@@ -126,9 +130,12 @@ __all__ = [
     "Usage",
     "as_before",
     "cache_home",
+    "check_offers",
+    "check_options",
     "connect",
     "grant",
     "granting",
+    "make_requests",
     "probe_features",
     "serve",
 ]

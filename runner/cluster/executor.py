@@ -15,20 +15,20 @@ from distributed import Client, KilledWorker
 from distributed.client import FutureCancelledError
 from distributed.scheduler import NoValidWorkerError, NoWorkerError
 
-from runner.cluster.job import (
-    MAX_BYTES,
-    Answer,
-    ClusterError,
-    ClusterResult,
-    Job,
-    check_args,
-    check_grants,
-    check_options,
-)
+from runner.cluster.job import MAX_BYTES, Answer, ClusterError, ClusterResult, Job
 from runner.cluster.job import Options as Travelling
 from runner.cluster.worker import run_job
 from runner.errors import EXIT_USAGE, WwError
-from sandbox import Cell, GrantError, Offer, Options
+from sandbox import (
+    Cell,
+    GrantError,
+    Offer,
+    Options,
+    check_offers,
+    check_options,
+    granting,
+    make_requests,
+)
 
 CellAddress = Cell | bytes | str | os.PathLike[str] | int
 """``/ipfs/CID[/PATH]``; all else is a local cell, which has to be imported first."""
@@ -171,14 +171,15 @@ class ClusterExecutor(Executor):
             WwError: The cell has no address, or a malformed one (code EXIT_USAGE).
             GrantError: A grant cannot travel, or it does not keep the rules of grants.
             TypeError: Something is not of its type, or there is no such option.
-            ValueError: There are more bytes than :data:`runner.cluster.job.MAX_BYTES`; or there is
-                no such network. What else cannot be, the future ends with.
+            ValueError: There are more bytes than :data:`runner.cluster.job.MAX_BYTES`; or an
+                argument or an option cannot be.
             OSError: A file cannot be read.
             RuntimeError: The executor is closed.
             ClusterError: The client is closed.
         """
-        texts, offers = check_args(args), check_grants(grants)
-        check_options(options)
+        texts, offers = check_options(args, options), check_offers(grants)
+        # How many numbers there are is for the worker's machine to say.
+        make_requests(offers, [None] * len(offers), granting.MAX_TARGETS)
         address = self._address(cell)
         job = Job(address, texts, tuple(map(_travelling, offers)), _packed(options))
         _check_size(job)

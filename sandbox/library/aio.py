@@ -11,8 +11,8 @@ from sandbox.errors import CellKilled
 from sandbox.home import CACHE_SIZE
 from sandbox.library.cell import CellSource
 from sandbox.library.executor import CellExecutor
-from sandbox.library.job import Options
 from sandbox.library.offer import Offer
+from sandbox.library.options import Options
 from sandbox.library.result import Result
 from sandbox.library.sandbox import DEFAULT_CACHE
 from sandbox.policy import Isolation

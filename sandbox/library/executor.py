@@ -10,8 +10,8 @@ from typing import Unpack
 
 from sandbox.home import CACHE_SIZE
 from sandbox.library.cell import CellSource
-from sandbox.library.job import Options
 from sandbox.library.offer import Offer, Source
+from sandbox.library.options import Options
 from sandbox.library.pool import Run
 from sandbox.library.result import Result
 from sandbox.library.sandbox import DEFAULT_CACHE, Sandbox
@@ -149,10 +149,11 @@ class CellExecutor(Executor):
         Raises:
             RuntimeError: After :meth:`shutdown`.
             SpawnerError: If there is no spawner, and none can be started.
-            GrantError: If a descriptor is not open.
+            GrantError: If a descriptor is not open, or the grants do not keep the rules among
+                themselves.
             OSError: If there is no descriptor left.
-            ValueError: If an argument, a variable or a limit cannot be.
-            TypeError: If something is of another kind than it has to be.
+            ValueError: If an argument or an option cannot be.
+            TypeError: If something is of another type than it has to be.
         """
         with self._guard:
             self._check_open()

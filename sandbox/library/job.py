@@ -3,9 +3,9 @@
 import errno
 import fcntl
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from typing import Final, NamedTuple, TypedDict
+from typing import Final, NamedTuple, Unpack
 
 from sandbox import granting, wire
 from sandbox.client import Connection
@@ -15,9 +15,11 @@ from sandbox.grants import LAST_STANDARD, Grant, Mode
 from sandbox.library.cell import Cell, CellSource, check_kind, check_program
 from sandbox.library.offer import MAX_FD, HasFileno, Offer, Source
 from sandbox.library.opening import Opened
+from sandbox.library.options import DEFAULTS, Options, check_options
+from sandbox.library.requests import check_offers, make_requests, origin
 from sandbox.library.result import Result, conclude
 from sandbox.plan import Plan
-from sandbox.policy import NETWORKS, Isolation, Limits, Network
+from sandbox.policy import Isolation
 from sandbox.sharing import as_before
 
 _STDIN: Final = 0
@@ -26,42 +28,8 @@ _STDERR: Final = 2
 # Below it are the numbers of a program's own standard streams, which may be closed.
 _LOWEST: Final = LAST_STANDARD + 1
 
-# Bytes of all arguments and variables. A plan is a message of at most 64 MiB, where one byte may
-# take six.
-_MOST_TEXT: Final = 8 << 20
-_SHOWN: Final = 70  # characters of a text that cannot be, in an error
-# As of the flags of ``ww run``: poll(2) counts milliseconds in an int; what is added up of sizes
-# fits into a long.
-_MOST_SECONDS: Final = 2_000_000
-_MOST_COUNT: Final = 1 << 50
-_MAY_BE_NONE: Final = frozenset({"wall", "cpu", "fuel", "memory", "output"})
-_MODES: Final = (None, "r", "w", "rw")
 # What the standard input goes by beside the grants, of which one may have the same name.
 _STANDARD_INPUT: Final = Offer("stdin", b"")
-
-
-class Options(TypedDict, total=False):
-    """What can be said of a run, beside the cell, its arguments and its grants.
-
-    Attributes:
-        stdin: What the cell can read from its standard input: bytes, a path, or an open
-            descriptor, which is shared; nothing by default.
-        env: Variables for it, beside those that tell of its grants. Nothing of this process's own
-            environment reaches it.
-        limits: What it may use up. ``output`` also bounds the memory that its standard output and
-            error take in this process, so it has to be a number unless both are granted.
-        network: What its network namespace holds: a ``lo`` that is down, or one that is up.
-        invoke: The function of a core module to call in place of ``_start``; empty for that.
-        unknown_imports_trap: Whether functions that it imports and nobody offers trap when they
-            are called; otherwise such a cell is rejected.
-    """
-
-    stdin: Source
-    env: Mapping[str, str] | None
-    limits: Limits
-    network: Network
-    invoke: str
-    unknown_imports_trap: bool
 
 
 class House(NamedTuple):
@@ -95,49 +63,34 @@ class Job:
         cell: CellSource,
         args: Iterable[str] = (),
         grants: Iterable[Offer] = (),
-        *,
-        stdin: Source = b"",
-        env: Mapping[str, str] | None = None,
-        limits: Limits = Limits(),  # noqa: B008 - it cannot be changed
-        network: Network = "none",
-        invoke: str = "",
-        unknown_imports_trap: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         """Take in all of it; see :class:`Options`.
 
         Raises:
-            GrantError: If a descriptor that is offered is not open.
+            GrantError: If a descriptor that is offered is not open, or the grants do not keep the
+                rules among themselves.
             OSError: If there is no descriptor left; if the cell is one that cannot be read.
             CellRejected: If the cell is an open descriptor, and of no cell.
-            ValueError: If an argument, a variable or a limit cannot be; if the cell is a path that
-                cannot be one.
-            TypeError: If something is of another kind than it says; so if the arguments are one
-                text, or the grants one offer.
+            ValueError: If an argument or an option cannot be; if the cell is a path that cannot be
+                one.
+            TypeError: If something is of another type than it has to be; so if the arguments are
+                one text, or the grants one offer.
         """
         check_kind(cell)
-        if isinstance(args, str):
-            raise TypeError("args are many texts, and this is one: write [text]")
-        if isinstance(grants, Offer):
-            raise TypeError("grants are many offers, and this is one: write [offer]")
-        self._args = tuple(args)
-        self._offers = [_Given(offer, _source(offer), "") for offer in grants]
-        self._stdin = _Given(_STANDARD_INPUT, stdin, "")
-        self._env = dict(env or {})
-        self._limits = limits
-        self._network = network
-        self._invoke = invoke
-        self._trap_unknown = unknown_imports_trap
+        self._args = check_options(args, options)
+        self._options: Options = {**DEFAULTS, **options}
+        self._env = dict(self._options["env"] or {})
+        self._offers = [_Given(offer, offer.source, "") for offer in check_offers(grants)]
+        self._stdin = _Given(_STANDARD_INPUT, self._options["stdin"], "")
+        self._requests: list[GrantRequest] = []
         self._held: list[int] = []
         self._moved: list[int] = []
         self._own_cell: Cell | None = None
         self._cell: CellSource = cell
         # Nothing is held yet that an error would have to give up.
         self.name = _name(cell)
-        _check_texts(self._args, self._env, invoke)
-        _check_limits(limits)
-        if network not in NETWORKS:
-            raise ValueError(f"network is {network!r}, and not one of {', '.join(NETWORKS)}")
-        if limits.output is None and not {_STDOUT, _STDERR} <= {
+        if self._options["limits"].output is None and not {_STDOUT, _STDERR} <= {
             given.offer.target for given in self._offers
         }:
             raise ValueError(
@@ -165,6 +118,9 @@ class Job:
             if number is not None and given.offer.move:
                 moved[number] = given.source
         every = (self._stdin, *self._offers)
+        self._requests = make_requests(
+            [given.offer for given in self._offers], numbers[1:], granting.target_limit()
+        )
         held = [
             given if number is None else _held(given, number, copies[number])
             for given, number in zip(every, numbers, strict=True)
@@ -219,7 +175,7 @@ class Job:
             cell = self._cell
             if not isinstance(cell, Cell):
                 cell = stack.enter_context(Cell.load(cell))
-            if cell.component and self._invoke:
+            if cell.component and self._options["invoke"]:
                 raise ValueError("invoke is for core modules only, and the cell is a component")
             opened = Opened(stack)
             code = opened.own(cell.open())
@@ -235,13 +191,13 @@ class Job:
                 uid=house.uid,
                 gid=house.gid,
                 digest=cell.digest,
-                limits=self._limits,
-                network=self._network,
+                limits=self._options["limits"],
+                network=self._options["network"],
                 required=house.required,
                 isolation=house.isolation,
                 component=cell.component,
-                invoke=self._invoke,
-                trap_unknown=self._trap_unknown,
+                invoke=self._options["invoke"],
+                trap_unknown=self._options["unknown_imports_trap"],
             )
             check_program(code, cell.name)
             opened.settle()  # nothing is refused from here on, but by the engine
@@ -249,21 +205,20 @@ class Job:
             # What was moved is closed meanwhile, and its number may be another thread's then.
             with as_before([fd for fd in self._held if fd not in self._moved]):
                 outcome = connection.run(plan, code, sources, self._started)
-            most = self._limits.output
+            most = self._options["limits"].output
             stdout, stderr = (_contents(outputs[number], most) for number in (_STDOUT, _STDERR))
             return conclude(cell.name, outcome, stdout, stderr)
 
     def _entries(self, opened: Opened) -> list[PlannedGrant]:
         """Return what is granted, and the standard input; opened, and held against the kernel."""
-        asked = [_request(given, -1 - at) for at, given in enumerate(self._offers)]
-        # What they contradict among themselves shows before anything is opened.
-        granting.check_requests(asked, granting.target_limit())
         requests = [
-            request._replace(source=_opened(opened, given, request.mode or "r"))
-            for request, given in zip(asked, self._offers, strict=True)
+            request._replace(
+                source=_opened(opened, given, request.mode or "r"), called=_called(given)
+            )
+            for request, given in zip(self._requests, self._offers, strict=True)
         ]
         entries = granting.plan_requests(
-            requests, opened.inspect, scratch=bool(self._limits.scratch)
+            requests, opened.inspect, scratch=bool(self._options["limits"].scratch)
         )
         taken = next((e.grant.name for e in entries if e.grant.target == _STDIN), None)
         if taken is None:
@@ -296,66 +251,8 @@ def _name(cell: CellSource) -> str:
     return "cell"
 
 
-def _check_texts(args: Sequence[str], env: Mapping[str, str], invoke: str) -> None:
-    """Hold that a cell can be given these texts.
-
-    Raises:
-        ValueError: If not.
-        TypeError: If one is no text.
-    """
-    total = 0
-    for text in (*args, *env, *env.values(), invoke):
-        if not isinstance(text, str):
-            raise TypeError(f"arguments and variables are texts, and this is none: {text!r}")
-        if "\0" in text:
-            raise ValueError(f"a NUL character cannot reach a cell: {text[:_SHOWN]!r}")
-        total += len(text.encode())  # UnicodeEncodeError, a ValueError: WASI strings are UTF-8
-    if total > _MOST_TEXT:
-        raise ValueError(
-            f"arguments and variables are {total} bytes together, more than {_MOST_TEXT}: give"
-            " them as the standard input or as a grant"
-        )
-    for key in env:
-        if not key or "=" in key:
-            raise ValueError(f"{key!r} is no name of a variable")
-        if key == granting.TABLE or key.startswith(granting.KEPT_PREFIX):
-            raise ValueError(f"the variable {key} is kept for grants")
-
-
-def _check_limits(limits: Limits) -> None:
-    """Hold that limits are numbers that the kernel and the engine can count to.
-
-    Raises:
-        ValueError: If not.
-        TypeError: If they are no limits at all.
-    """
-    if not isinstance(limits, Limits):
-        raise TypeError(f"limits are made by Limits(...), and not {limits!r}")
-    for name, value in limits._asdict().items():
-        if value is None:
-            legal = name in _MAY_BE_NONE
-        elif name == "wall":
-            legal = isinstance(value, (int, float)) and 0 <= value <= _MOST_SECONDS
-        else:
-            most = _MOST_SECONDS if name == "cpu" else _MOST_COUNT
-            legal = isinstance(value, int) and 0 <= value <= most
-        if not legal or isinstance(value, bool):
-            raise ValueError(f"limits.{name} cannot be {value!r}")
-
-
 def _origin(offer: Offer) -> str:
-    return "stdin" if offer is _STANDARD_INPUT else f"grant {offer.name!r}"
-
-
-def _source(offer: Offer) -> Source:
-    """Return what is offered.
-
-    Raises:
-        TypeError: If it is no offer.
-    """
-    if not isinstance(offer, Offer):
-        raise TypeError(f"grants are made by grant(...), and this is none: {offer!r}")
-    return offer.source
+    return "stdin" if offer is _STANDARD_INPUT else origin(offer)
 
 
 class _Given(NamedTuple):
@@ -401,63 +298,6 @@ def _number(source: Source, offer: Offer) -> int | None:
     if number < 0:
         raise GrantError(_origin(offer), f"{source!r} is closed")
     return number
-
-
-def _request(given: _Given, source: int) -> GrantRequest:
-    """Return an offer as a request, of which nothing is opened yet.
-
-    Args:
-        given: The offer.
-        source: What stands for its descriptor if it has none yet; no other has the same.
-
-    Raises:
-        GrantError: If its path in the cell cannot be, or something of it is of another kind than
-            it has to be.
-    """
-    offer, guest = given.offer, given.offer.guest
-    _check_kinds(offer)
-    if offer.mode not in _MODES:
-        raise GrantError(_origin(offer), f"mode={offer.mode} is none of r, w and rw", usage=True)
-    if guest is not None:
-        try:
-            guest = granting.guest_path(guest)
-        except ValueError as error:
-            raise GrantError(
-                _origin(offer), f"'{guest}' cannot be a path in the cell: {error}", usage=True
-            ) from None
-    return GrantRequest(
-        name=offer.name,
-        source=given.source if isinstance(given.source, int) else source,
-        origin=_origin(offer),
-        mode=offer.mode,
-        type=offer.type,
-        target=offer.target,
-        move=offer.move,
-        cloexec=offer.cloexec,
-        pathlink=offer.pathlink,
-        guest=guest,
-        called=_called(given),
-    )
-
-
-def _check_kinds(offer: Offer) -> None:
-    """Hold that the parts of an offer are texts, numbers and truth values, as they should be.
-
-    Raises:
-        GrantError: Of usage, if one is not.
-    """
-    target = offer.target
-    for part, value, legal in (
-        ("name", offer.name, isinstance(offer.name, str)),
-        ("guest", offer.guest, isinstance(offer.guest, str | None)),
-        ("type", offer.type, isinstance(offer.type, str | None)),
-        ("target", target, isinstance(target, int | None) and not isinstance(target, bool)),
-        ("move", offer.move, isinstance(offer.move, bool)),
-        ("cloexec", offer.cloexec, isinstance(offer.cloexec, bool)),
-        ("pathlink", offer.pathlink, isinstance(offer.pathlink, bool)),
-    ):
-        if not legal:
-            raise GrantError(_origin(offer), f"{part} cannot be {value!r}", usage=True)
 
 
 def _standard_input(opened: Opened, given: _Given) -> PlannedGrant:

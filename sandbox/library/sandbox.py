@@ -12,8 +12,9 @@ from sandbox.client import Connection, Spawner, connect
 from sandbox.errors import SpawnerError
 from sandbox.home import CACHE_SIZE, cache_home
 from sandbox.library.cell import CellSource
-from sandbox.library.job import House, Job, Options
+from sandbox.library.job import House, Job
 from sandbox.library.offer import Offer
+from sandbox.library.options import Options
 from sandbox.library.pool import Busy, Pool, Root, Run, comes_to_end, has_ended
 from sandbox.library.result import Result
 from sandbox.policy import FEATURES, ISOLATIONS, Isolation

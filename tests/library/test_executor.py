@@ -138,6 +138,22 @@ def test_what_goes_wrong_is_the_futures_exception(
     assert pickle.loads(pickle.dumps(result)) == result
 
 
+def test_what_cannot_be_whatever_the_kernel_says_is_refused_at_once_and_nothing_is_given_away(
+    executor: CellExecutor, tool: Cell
+) -> None:
+    reader, writer = os.pipe()
+    before = set(os.listdir("/proc/self/fd"))
+    try:
+        with pytest.raises(GrantError, match="target"):
+            executor.submit(
+                tool, grants=[grant("a", writer, move=True, target=20), grant("b", b"", target=20)]
+            )
+        assert set(os.listdir("/proc/self/fd")) == before
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 def test_a_limit_of_time_is_a_result(executor: CellExecutor, tool: Cell) -> None:
     result = executor.submit(tool, ["spin"], limits=Limits(wall=0.2)).result()
     assert result.outcome.limit == "wall"
