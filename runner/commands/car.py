@@ -11,6 +11,7 @@ import click
 from runner.commands.command import Group
 from runner.commands.options import debug_option
 from runner.content.reading import stdin
+from runner.content.replacing import replacing
 from runner.errors import EXIT_USAGE, WwError, printable
 from runner.output import STDOUT, print_on_stderr, print_on_stdout
 
@@ -135,28 +136,11 @@ def _writing(file: str) -> Iterator[BinaryIO]:
             with open(os.open(file, os.O_WRONLY | os.O_CLOEXEC), "wb") as out:
                 yield out
         else:
-            with _replacing(file) as out:
+            # Where a link leads, and not the link, is what is replaced.
+            with replacing(os.path.realpath(file), 0o666) as out:
                 yield out
     except BrokenPipeError:
         raise
     except OSError as error:
         shown = "stdout" if file == "-" else file
         raise WwError(shown, f"it cannot be written: {error.strerror}") from None
-
-
-@contextlib.contextmanager
-def _replacing(file: str) -> Iterator[BinaryIO]:
-    # Where a link leads, and not the link, is what is replaced.
-    target = os.path.realpath(file)
-    temporary = os.path.join(os.path.dirname(target), f".ww-{os.urandom(8).hex()}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    try:
-        with open(os.open(temporary, flags, 0o666), "wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        os.rename(temporary, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise

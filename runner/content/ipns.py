@@ -20,6 +20,7 @@ from runner.content import ipns_name, ipns_record
 from runner.content.errors import ContentError
 from runner.content.ipns_name import PREFIX, Name, NamePath
 from runner.content.ipns_record import Record
+from runner.content.replacing import replacing
 from runner.content.resolver import MAX_PATH_LENGTH, ContentPath
 from runner.errors import EXIT_FAILURE, EXIT_NOT_FOUND, EXIT_USAGE, WwError, printable
 
@@ -347,44 +348,36 @@ class Memory:
             WwError: It cannot be written.
         """
         try:
-            with self._locked() as directory:
+            with self._locked():
                 kept = self.read()
                 if kept is not None:
                     _refuse_older(record, kept.record)
                     if _says_no_less(kept.record, record):
-                        os.utime(str(self._name), ns=(now, now), dir_fd=directory)
+                        os.utime(self._path, ns=(now, now))
                         return kept.record
-                self._write(directory, raw, now)
+                self._write(raw, now)
         except OSError as error:
             raise self._failed("cannot be written", error) from None
         return record
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[int]:
-        """Keep other processes from writing here; the value is the directory."""
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes from writing here."""
         for path in (self._home, self._directory):
             os.makedirs(path, mode=0o700, exist_ok=True)
         directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
-            yield directory
+            yield
         finally:
             os.close(directory)
 
-    def _write(self, directory: int, raw: bytes, now: int) -> None:
+    def _write(self, raw: bytes, now: int) -> None:
         # Only the holder of the lock uses this name; what a dead process has left is overwritten.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-        file = os.open(".new", flags, 0o600, dir_fd=directory)
-        try:
-            rest = memoryview(raw)
-            while rest:
-                rest = rest[os.write(file, rest) :]
-            os.utime(file, ns=(now, now))
-            os.fsync(file)
-        finally:
-            os.close(file)
-        os.rename(".new", str(self._name), src_dir_fd=directory, dst_dir_fd=directory)
-        os.fsync(directory)
+        with replacing(self._path, 0o600, os.path.join(self._directory, ".new")) as file:
+            file.write(raw)
+            file.flush()
+            os.utime(file.fileno(), ns=(now, now))
 
     def _failed(self, what: str, error: OSError) -> WwError:
         return WwError(

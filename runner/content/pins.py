@@ -13,6 +13,7 @@ from typing import NamedTuple
 from runner.content.blockstore import fsync
 from runner.content.cid import Cid
 from runner.content.errors import ContentError
+from runner.content.replacing import replacing
 from runner.errors import WwError
 
 MAX_NAME_LENGTH = 255
@@ -50,24 +51,12 @@ def add(home: str, cid: Cid, name: str = "") -> None:
     text = json.dumps({"cid": str(cid), "name": name[:MAX_NAME_LENGTH]})
     directory = os.path.join(home, "pins")
     path = os.path.join(directory, _file_name(cid))
-    temporary = os.path.join(directory, f".{os.urandom(8).hex()}")
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory, 0o700)
             fsync(home)
-        try:
-            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                os.write(file, text.encode())
-                os.fsync(file)
-            finally:
-                os.close(file)
-            os.rename(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
-        fsync(directory)
+        with replacing(path, 0o600) as file:
+            file.write(text.encode())
     except OSError as error:
         raise WwError(path, f"cannot write the pin: {error.strerror}") from None
 

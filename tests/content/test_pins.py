@@ -110,11 +110,11 @@ def test_a_pin_that_cannot_be_written_leaves_nothing_behind(
 ) -> None:
     pins.add(str(tmp_path), TWO)
 
-    def full(_fd: int, _data: bytes) -> int:
+    def full(_fd: int) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(WwError, match="cannot write the pin: No space left"):
             pins.add(str(tmp_path), ONE)
     assert os.listdir(tmp_path / "pins") == [str(TWO)]

@@ -97,7 +97,7 @@ print(cid)
         ("write", "half", 5),  # the root
         ("rename", "after", 6),
         ("fsync", "before", 6),
-        ("write", "half", 6),  # the pin
+        ("fsync", "before", 15),  # the pin is written, and has no name yet
         ("fsync", "after", 16),
     ],
 )
