@@ -244,8 +244,13 @@ def _made(path: str) -> Iterator[int]:
         try:
             _make_missing(path, made)
             directory = os.open(path, _DIRECTORY_FLAGS)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise WwError(
+                error.filename or path, "is no directory", hint="give another DEST"
+            ) from None
         except OSError as error:
-            raise WwError(path, f"cannot be created or opened: {error.strerror}") from None
+            where = error.filename or path
+            raise WwError(where, f"cannot be created or opened: {error.strerror}") from None
         try:
             yield directory
         finally:

@@ -99,6 +99,20 @@ def test_symbolic_links_are_made_only_if_asked_for(ww: Ww) -> None:
     assert os.readlink(ww.tmp / "new" / "link") == "/etc/passwd"
 
 
+def test_a_file_on_the_way_to_where_it_is_to_come_is_named(ww: Ww) -> None:
+    address = ww.export(HELLO)
+    file = ww.file("file", b"kept")
+    for destination in ("file/x", "file/new/x", f"{file}/x", "/dev/null/x"):
+        done = ww.run("import", address, "-o", destination)
+        assert (done.returncode, done.stdout) == (1, b"")
+        above = destination.removesuffix("/x").removesuffix("/new")
+        assert done.stderr.decode() == (
+            f"ww: error: {above}: is no directory (give another DEST)\n"
+        )
+    assert file.read_bytes() == b"kept"
+    assert os.listdir(ww.tmp) == ["file"]
+
+
 def test_wrong_usage(ww: Ww) -> None:
     address = ww.export(HELLO)
     for arguments, what in (

@@ -517,7 +517,7 @@ class TestLimits:
 class TestPlacesThatCannotBe:
     def test_no_directory_on_the_way(self, store: MemoryStore, out: Path) -> None:
         cid = put_raw(store, b"a")
-        assert "cannot be created" in refusal(store, cid, out / "before" / "x").what
+        assert "is no directory" in refusal(store, cid, out / "before" / "x").what
 
     @pytest.mark.parametrize("name", ["", "x/..", "x/."])
     def test_no_name(self, store: MemoryStore, out: Path, name: str) -> None:
