@@ -16,7 +16,10 @@ PUBLIC: Final = 2
 
 _WORDS = ("this machine", "a private network", "the public network")
 _LEAST_TIME = 1.0  # seconds for one address of a name, if there are others
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# Of IPv6 with an IPv4 address in its last 32 bits: translated (RFC 6052), and as it was once meant
+# to be compatible (RFC 4291, section 2.5.5.1).
+_EMBEDDING = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")  # RFC 8215
 _LOCAL_NAMES = (".local", ".internal", ".intranet", ".lan", ".home.arpa", ".test")
 _URL_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"
 
@@ -38,19 +41,19 @@ class _Address(NamedTuple):
 def reach_of(number: str) -> int:
     """Return how far away an IP address is."""
     address = ipaddress.ip_address(number.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return reach_of(str(address.ipv4_mapped))
+    if address.is_loopback or address.is_unspecified:
+        return LOOPBACK
     if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return reach_of(str(address.ipv4_mapped))
         inner = address.sixtofour
-        if inner is None and address in _NAT64:
+        if inner is None and any(address in network for network in _EMBEDDING):
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             # Somebody else takes it there: it leaves this machine in any case.
             return max(reach_of(str(inner)), PRIVATE)
-        if address.is_site_local:
+        if address.is_site_local or address in _LOCAL_NAT64:
             return PRIVATE
-    if address.is_loopback or address.is_unspecified:
-        return LOOPBACK
     return PUBLIC if address.is_global and not address.is_multicast else PRIVATE
 
 
@@ -60,17 +63,31 @@ def named_reach(host: str, *, least: int, most: int) -> int:
     Raises:
         SourceError: It is nearer or farther than it may be.
     """
-    try:
-        reach = reach_of(host)
-    except ValueError:
-        if host == "localhost" or host.endswith(".localhost"):
-            reach = LOOPBACK
-        elif "." not in host or host.endswith(_LOCAL_NAMES):
-            reach = PRIVATE
-        else:
-            reach = PUBLIC
+    name = host.lower().removesuffix(".")
+    number = _as_number(name)
+    if number:
+        reach = reach_of(number)
+    elif name == "localhost" or name.endswith(".localhost"):
+        reach = LOOPBACK
+    elif "." not in name or name.endswith(_LOCAL_NAMES):
+        reach = PRIVATE
+    else:
+        reach = PUBLIC
     _check_reach(host, reach, least, most)
     return reach
+
+
+def _as_number(host: str) -> str:
+    """Return a host as an IP address, if it is one however it is written; else nothing."""
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        try:
+            # 127.1, 0x7f000001 and the like, as the looking up of names takes them (inet(3)).
+            return socket.inet_ntoa(socket.inet_aton(host))
+        except OSError:
+            return ""
+    return host
 
 
 def open_socket(

@@ -23,6 +23,8 @@ from runner.content.source import SourceError
         *(("::ffff:10.0.0.1", PRIVATE), ("64:ff9b::a00:1", PRIVATE), ("2002:a00:1::", PRIVATE)),
         # They are routed out, whatever is in them.
         *(("64:ff9b::7f00:1", PRIVATE), ("2002:7f00:1::1", PRIVATE), ("fec0::2", PRIVATE)),
+        *(("::127.0.0.1", PRIVATE), ("::10.0.0.1", PRIVATE), ("64:ff9b:1::808:808", PRIVATE)),
+        *(("::8.8.8.8", PUBLIC), ("64:ff9b::808:808", PUBLIC)),
         *(("8.8.8.8", PUBLIC), ("2606:4700::1111", PUBLIC), ("::ffff:8.8.8.8", PUBLIC)),
     ],
 )
@@ -35,7 +37,13 @@ def test_an_address_tells_how_far_away_it_is(number: str, reach: int) -> None:
     [
         *(("localhost", LOOPBACK), ("x.localhost", LOOPBACK), ("127.0.0.1", LOOPBACK)),
         *(("printer", PRIVATE), ("printer.local", PRIVATE), ("10.0.0.1", PRIVATE)),
-        *(("gate.example", PUBLIC), ("8.8.8.8", PUBLIC)),
+        *(("gate.example", PUBLIC), ("8.8.8.8", PUBLIC), ("1.2.3.4.example", PUBLIC)),
+        # Other ways to write the same.
+        *(("localhost.", LOOPBACK), ("LocalHost", LOOPBACK), ("x.LOCALHOST.", LOOPBACK)),
+        *(("127.1", LOOPBACK), ("0x7f000001", LOOPBACK), ("2130706433", LOOPBACK), ("0", LOOPBACK)),
+        *(("0177.0.0.1", LOOPBACK), ("127.0.0.1.", LOOPBACK), ("10.1", PRIVATE)),
+        *(("printer.lan.", PRIVATE), ("printer.", PRIVATE), ("8.8.2056", PUBLIC)),
+        *(("::1", LOOPBACK), ("fe80::1%eth0", PRIVATE)),
     ],
 )
 def test_a_name_that_a_proxy_looks_up_tells_as_much_as_it_can(host: str, reach: int) -> None:
