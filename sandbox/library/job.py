@@ -51,8 +51,8 @@ class House(NamedTuple):
 class Job:
     """What somebody wants to be run once: it holds its own descriptors until it is closed.
 
-    A descriptor that was offered is duplicated at once, so what happens to the caller's number
-    until the cell runs does not matter. A path is opened when the cell runs.
+    A descriptor that was offered, or is of the cell, is duplicated at once, so what happens to the
+    caller's number until the cell runs does not matter. A path is opened when the cell runs.
 
     Attributes:
         name: What the cell is called, for errors.
@@ -70,8 +70,7 @@ class Job:
         Raises:
             GrantError: If a descriptor that is offered is not open, or the grants do not keep the
                 rules among themselves.
-            OSError: If there is no descriptor left; if the cell is one that cannot be read.
-            CellRejected: If the cell is an open descriptor, and of no cell.
+            OSError: If there is no descriptor left; if the cell is one that is not open.
             ValueError: If an argument or an option cannot be; if the cell is a path that cannot be
                 one.
             TypeError: If something is of another type than it has to be; so if the arguments are
@@ -86,7 +85,6 @@ class Job:
         self._requests: list[GrantRequest] = []
         self._held: list[int] = []
         self._moved: list[int] = []
-        self._own_cell: Cell | None = None
         self._cell: CellSource = cell
         # Nothing is held yet that an error would have to give up.
         self.name = _name(cell)
@@ -106,7 +104,10 @@ class Job:
     def _hold(self) -> None:
         """Get copies of all open descriptors, and then close those that were given away."""
         if isinstance(self._cell, int):
-            self._cell = self._own_cell = Cell.load(self._cell)
+            # Its bytes are read when it runs: that takes time, and this may be an event loop's.
+            if not 0 <= self._cell <= MAX_FD:
+                raise OSError(errno.EBADF, f"{os.strerror(errno.EBADF)}: {self._cell}")
+            self._cell = self._kept_copy(self._cell)
         copies: dict[int, int] = {}
         moved: dict[int, Source] = {}
         numbers: list[int | None] = []
@@ -137,11 +138,15 @@ class Job:
         if not 0 <= number <= MAX_FD:
             raise GrantError(_origin(offer), f"fd {number} is not open")
         try:
-            copy = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _LOWEST)
+            return self._kept_copy(number)
         except OSError as error:
             if error.errno != errno.EBADF:
                 raise
             raise GrantError(_origin(offer), f"fd {number} is not open") from None
+
+    def _kept_copy(self, number: int) -> int:
+        """Return another descriptor of what is open, which is closed with this."""
+        copy = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _LOWEST)
         self._held.append(copy)
         return copy
 
@@ -149,8 +154,6 @@ class Job:
         """Close what it holds."""
         wire.close_all(self._held)
         self._moved = []
-        if self._own_cell is not None:
-            self._own_cell.close()
 
     def _started(self) -> None:
         """Close what was given away: that nobody else has it any more tells when the cell ends."""

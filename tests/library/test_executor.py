@@ -327,6 +327,21 @@ def test_a_cell_that_is_closed_while_it_waits_does_not_run(
     assert "is closed" in str(waiting.exception())
 
 
+def test_a_cells_descriptor_is_held_at_once_and_read_when_it_runs(
+    executor: CellExecutor, tool_path: Path, busy: Busy
+) -> None:
+    fd = os.open(tool_path, os.O_RDONLY)
+    waiting = executor.submit(fd, ["say=x"])
+    nothing = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(nothing, fd)
+    refused = executor.submit(fd)  # looked at by a worker's thread, and not by this one
+    os.close(fd)
+    os.close(nothing)
+    assert busy.futures[0].kill()
+    assert waiting.result().stdout == b"x"
+    assert isinstance(refused.exception(), CellRejected)
+
+
 # --- shutdown ---
 
 
