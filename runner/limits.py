@@ -41,7 +41,7 @@ def seconds(text: str, flag: str, least: float = 0.001) -> float:
     """
     digits, unit = _cut(text)
     whole, dot, fraction = digits.partition(".")
-    legal = _is_number(whole) and unit in _TIMES
+    legal = is_number(whole) and unit in _TIMES
     if dot:
         legal = legal and 1 <= len(fraction) <= _MAX_FRACTION and _DIGITS.issuperset(fraction)
     if not legal:
@@ -75,7 +75,7 @@ def size(text: str, flag: str, least: int = 0) -> int:
         WwError: With code 2 for anything else, and for more than :data:`MAX_SIZE`.
     """
     digits, unit = _cut(text)
-    if not _is_number(digits) or unit not in _SIZES:
+    if not is_number(digits) or unit not in _SIZES:
         _fail(flag, text, "size", _SIZE_HINT)
     value = int(digits) * _SIZES[unit]
     if not least <= value <= MAX_SIZE:
@@ -90,7 +90,7 @@ def count(text: str, flag: str, least: int, most: int) -> int:
         WwError: With code 2 for anything else, and for one out of range.
     """
     hint = f"a number from {least} to {most} in plain decimal digits"
-    if not _is_number(text):
+    if not is_number(text):
         _fail(flag, text, "number", hint)
     value = int(text)
     if not least <= value <= most:
@@ -104,7 +104,7 @@ def _cut(text: str) -> tuple[str, str]:
     return digits, text[len(digits) :]
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
     """Whether a text is a number in plain decimal digits; ``int`` alone takes much more."""
     if not 1 <= len(text) <= _MAX_DIGITS or not _DIGITS.issuperset(text):
         return False

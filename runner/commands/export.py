@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from runner.commands.command import Command
-from runner.commands.options import debug_option
+from runner.commands.options import Number, debug_option
 from runner.errors import EXIT_USAGE, WwError
 from runner.output import print_on_stdout
 
@@ -17,7 +17,7 @@ _PROFILES = ("unixfs-v0-2015", "unixfs-v1-2025")
 @click.command(cls=Command)
 @click.option(
     "--cid-version",
-    type=click.IntRange(0, 1),
+    type=Number(0, 1),
     help="0 as 'ipfs add' (the default), 1 as 'ipfs add --cid-version 1'.",
 )
 @click.option(

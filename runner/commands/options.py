@@ -9,16 +9,29 @@ import click
 from runner.commands import flags
 from runner.commands.flags import Option
 from runner.commands.state import DEBUG
-from runner.limits import Flag
+from runner.limits import Flag, is_number
 from sandbox import Limits
 
 _Decorator = Callable[[Callable[..., int]], Callable[..., int]]
 
 
-class _Number(click.IntRange):
-    """A number within bounds, which click would call an integer range."""
+class Number(click.IntRange):
+    """A number within bounds, in plain decimal digits.
+
+    click would call it an integer range, and take ``1_0``, ``01`` and the digits of every script.
+    """
 
     name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401 - as click has it
+        """Read what is given as text; a default is a number already.
+
+        Raises:
+            click.BadParameter: It is none, or out of bounds.
+        """
+        if isinstance(value, str) and not is_number(value):
+            self.fail(f"{value!r} is not a number in plain decimal digits.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class _Switch(click.types.BoolParamType):
@@ -52,7 +65,7 @@ def option(said: Option, **more: Any) -> _Decorator:  # noqa: ANN401 - whatever 
     if said.choices:
         kind = click.Choice(said.choices)
     elif said.least is not None:
-        kind = _Number(min=said.least, max=said.most)
+        kind = Number(min=said.least, max=said.most)
     if said.switch:
         more["is_flag"] = True
         kind = _Switch()

@@ -83,5 +83,7 @@ def _value(option: Option, text: str | None) -> Any:  # noqa: ANN401 - of the fl
         return text
     if not 1 <= len(text) <= _MOST_DIGITS or not _DIGITS.issuperset(text):
         return None
+    if text[0] == "0" and text != "0":
+        return None
     number = int(text)
     return number if number >= option.least and number <= (option.most or number) else None

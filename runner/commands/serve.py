@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from runner.commands.command import Silent
-from runner.commands.options import debug_option
+from runner.commands.options import Number, debug_option
 from runner.commands.state import INHERITED
 
 _JAILS, _CLIENTS, _PER_CLIENT = 4, 64, 16
@@ -25,7 +25,7 @@ _MOST_JAILS, _MOST_CLIENTS = 1000, 10_000
 @click.option(
     "--jails",
     metavar="N",
-    type=click.IntRange(0, _MOST_JAILS),
+    type=Number(0, _MOST_JAILS),
     default=_JAILS,
     show_default=True,
     help="How many jails are kept ready for cells to come; each is a process.",
@@ -33,7 +33,7 @@ _MOST_JAILS, _MOST_CLIENTS = 1000, 10_000
 @click.option(
     "--clients",
     metavar="N",
-    type=click.IntRange(1, _MOST_CLIENTS),
+    type=Number(1, _MOST_CLIENTS),
     default=_CLIENTS,
     show_default=True,
     help="How many connections there are at most; each runs one cell at a time.",
@@ -41,7 +41,7 @@ _MOST_JAILS, _MOST_CLIENTS = 1000, 10_000
 @click.option(
     "--per-client",
     metavar="N",
-    type=click.IntRange(1, _MOST_CLIENTS),
+    type=Number(1, _MOST_CLIENTS),
     default=_PER_CLIENT,
     show_default=True,
     help="How many of them one process may have.",

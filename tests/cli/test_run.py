@@ -301,6 +301,9 @@ def test_what_is_not_there_is_an_error_of_one_line(ww: Ww, address: str, code: i
         ("--env A", "", 2, "--env #1"),
         ("--env WW_FDS=x", "", 2, "WW_FDS"),
         ("--uid 0", "", 2, "--uid"),
+        ("--uid 1_000", "", 2, "'1_000' is not a number in plain decimal digits"),
+        ("--uid 01", "", 2, "'01' is not a number in plain decimal digits"),
+        ("--status-fd ٣", "3>x", 2, "'٣' is not a number in plain decimal digits"),
         ("--nonsense", "", 2, "--nonsense"),
     ],
 )

@@ -127,7 +127,8 @@ def test_every_flag_that_runs_a_cell_takes_no_click(option: Option) -> None:
         *([], ["--help"], ["-h", "x"], ["--explain", "x"], ["--explain", "--json", "x"]),
         *(["--json", "x"], ["--with-exec", "x"], ["--nonsense", "x"], ["--fd"], ["--"], ["-"]),
         *(["--debug=yes", "x"], ["--net", "all", "x"], ["--uid", "0", "x"], ["--uid", "ten", "x"]),
-        *(["--status-fd", "٣", "x"], ["--deb", "x"], ["--fd-verbose"]),
+        *(["--status-fd", "٣", "x"], ["--status-fd", "03", "x"], ["--uid", "1_000", "x"]),
+        *(["--deb", "x"], ["--fd-verbose"]),
     ],
     ids=" ".join,
 )
