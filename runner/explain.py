@@ -34,6 +34,9 @@ def as_text(run: Run) -> list[str]:
     plan = _plan(run)
     lines = [f"cell: {plan['cell']}"]
     lines += [f"arg: {arg}" for arg in plan["args"]]
+    if run.invoke:
+        lines.append(f"invoke: {run.invoke}")
+    lines.append(f"unknown imports: {plan['unknown_imports']}")
     lines += [f"env: {key}={value}" for key, value in plan["env"].items()]
     for grant in plan["grants"]:
         name = grant["name"] or "(passes through)"
@@ -48,6 +51,7 @@ def as_text(run: Run) -> list[str]:
         )
     lines += [f"with: {key}: {value}" for key, value in plan["with"].items()]
     lines += [f"limit: {flag.name} {flag.shown(run.limits)}" for flag in FLAGS]
+    lines.append(f"grace: {run.grace:g}s")
     lines += [f"jail: {key}: {value}" for key, value in plan["jail"].items()]
     lines += [f"required: {feature}" for feature in plan["required"]]
     return lines
@@ -57,6 +61,8 @@ def _plan(run: Run) -> dict[str, Any]:
     return {
         "cell": run.address,
         "args": list(run.args),
+        "invoke": run.invoke,
+        "unknown_imports": "trap when called" if run.trap_unknown else "refused",
         "env": dict(run.env),
         "grants": [_grant(entry) for entry in run.grants.entries],
         "with": _capabilities(run),

@@ -36,6 +36,20 @@ def test_explain_as_json_says_the_same(ww: Ww) -> None:
     assert plan["jail"]["uid"] > 0
 
 
+def test_what_is_called_and_what_becomes_of_unknown_imports_is_said(ww: Ww) -> None:
+    def explained(*flags: str) -> tuple[list[str], dict[str, object]]:
+        lines = ww.run("run", "--explain", *flags, HELLO).stdout.decode().splitlines()
+        return lines, json.loads(ww.run("run", "--explain", "--json", *flags, HELLO).stdout)
+
+    lines, plan = explained()
+    assert "unknown imports: refused" in lines
+    assert not any(line.startswith("invoke") for line in lines)
+    assert (plan["invoke"], plan["unknown_imports"]) == ("", "refused")
+    lines, plan = explained("--invoke", "add", "--unknown-imports-trap")
+    assert {"invoke: add", "unknown imports: trap when called"} <= set(lines)
+    assert (plan["invoke"], plan["unknown_imports"]) == ("add", "trap when called")
+
+
 def test_explain_refuses_what_a_run_would(ww: Ww) -> None:
     assert ww.shell(f"ww run --explain --fd db=3 {HELLO}").returncode == 65
     assert ww.shell(f"ww run --json {HELLO}").returncode == 2
@@ -86,6 +100,7 @@ def test_limits_and_the_rest_of_the_jail_are_shown(ww: Ww) -> None:
         "limit: --pids 16",
         "limit: --nofile 256",
         "limit: --scratch 1M",
+        "grace: 2s",
         "required: cgroup",
         "required: landlock",
     ]
