@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,70 @@ def test_a_machine_that_is_not_built_is_said_to_be_missing(tmp_path: Path) -> No
     assert done.returncode == 1
     assert "scripts/vm/build --release bookworm" in done.stderr
     assert not (tmp_path / "build").exists()
+
+
+@pytest.fixture
+def with_machine(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Call scripts/vm/run of a tree with a machine that is a shell script."""
+    tree, programs = tmp_path / "tree", tmp_path / "programs"
+    for name in ("scripts/setup-common.sh", "scripts/vm/common.sh", "scripts/vm/run"):
+        copy = tree / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes((REPO / name).read_bytes())
+        copy.chmod(0o755)
+    for name in ("runner", "sandbox", "tests", "build/test-cells", "build/vm/bookworm"):
+        (tree / name).mkdir(parents=True)
+    for name in ("root.img", "parts.img", "vmlinuz", "initrd"):
+        (tree / "build/vm/bookworm" / name).touch()
+    loader = "build/vm/bookworm/root/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
+    _program(tree / loader, "exit 0")
+    _program(programs / "dpkg-query", "echo installed")
+
+    def call_with(machine: str, *words: str) -> subprocess.CompletedProcess[str]:
+        _program(programs / "qemu-system-x86_64", machine)
+        path = f"{programs}:{os.environ['PATH']}"
+        done = call(tree / "scripts/vm/run", "--no-build", *words, PATH=path, WW_VM_ACCEL="tcg")
+        # Nothing of the run is left but its results.
+        assert sorted(os.listdir(tree / "build/vm")) == ["bookworm", "results"]
+        return done
+
+    return call_with
+
+
+def _program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+
+
+# What a machine leaves on the disk for its results.
+LEAVES = r"""
+results=$(printf '%s\n' "$@" | sed -n 's/^file=\(.*results.img\),.*/\1/p')
+cd "$(mktemp -d)" && echo {status} >status && echo '{{}}' >doctor.json && tar -cf "$results" .
+"""
+
+
+@pytest.mark.parametrize("status", [0, 1, 5])
+def test_the_exit_status_is_that_of_what_ran_in_the_machine(
+    with_machine: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, status: int
+) -> None:
+    done = with_machine(LEAVES.format(status=status), "--root", "--command", "true")
+    assert done.returncode == status, done.stderr
+    results = tmp_path / "tree/build/vm/results/bookworm-root"
+    assert (results / "doctor.json").read_text() == "{}\n"
+
+
+def test_a_machine_whose_time_is_up_is_ended_and_is_124(
+    with_machine: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = with_machine("exec sleep 600", "--timeout", "1")
+    assert done.returncode == 124
+    assert "not done after 1 seconds" in done.stderr
+
+
+def test_a_machine_that_ends_without_a_result_is_125(
+    with_machine: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = with_machine("exit 0")
+    assert done.returncode == 125
+    assert "the machine ended without a result" in done.stderr
