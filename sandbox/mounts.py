@@ -406,7 +406,7 @@ def open_files(modes: Mapping[str, str]) -> tuple[dict[str, int], int]:
     """
     opened = {}
     for name, mode in modes.items():
-        flags = (os.O_RDWR if "w" in mode else os.O_RDONLY) | os.O_CLOEXEC
+        flags = (os.O_RDWR if "w" in mode else os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             opened[name] = os.open(f"/{file_path(name)}", flags)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""The engine's settings: every feature and bound in one place.
+"""The engine's settings: every feature, and the bounds that code is compiled for.
 
 What is on is what compilers for WASI emit today; what is off widens the engine's attack surface
 for nothing. The settings are part of each artifact's compatibility, so they are constants.
@@ -38,6 +38,11 @@ _FEATURES: dict[str, Any] = {
     "memory_init_cow": False,
     # The host keeps the address of the cell's memory between calls.
     "memory_may_move": False,
+    # Bounds: bytes of WebAssembly's own stack, of the addresses of each memory, and of those behind
+    # it that trap. With less, code would have to check each access.
+    "max_wasm_stack": 512 << 10,
+    "memory_reservation": 4 << 30,
+    "memory_guard_size": 32 << 20,
 }
 
 
