@@ -18,7 +18,7 @@ from scripts.benchmarks import report
 from scripts.benchmarks.contest import Comparison, Missing, Result, Row, Target, take_turns
 from scripts.benchmarks.report import Report
 from scripts.benchmarks.rows import ROWS, chosen
-from tests.conftest import BUILD, REPO
+from tests.conftest import BUILD, REPO, find_foreign_cell
 from tests.features import EMULATED, needs
 
 BENCH = REPO / "scripts" / "bench"
@@ -71,6 +71,14 @@ def test_rows_of_starting_run(tmp_path: Path) -> None:
     assert set(found) == {"warm", "warm-ready", "throughput", "run", "run-served"}
     for row in found.values():
         check_ours(row)
+
+
+@measures
+def test_the_row_of_a_large_cell_runs(tmp_path: Path) -> None:
+    find_foreign_cell("python")
+    found = measured(tmp_path, "first-byte")
+    assert set(found) == {"first-byte"}
+    check_ours(found["first-byte"])
 
 
 @measures

@@ -71,9 +71,10 @@ OTHER_FORM = """
 """
 
 
-def test_a_table_from_a_file(ww_account: Ww, cell: str) -> None:
+@pytest.mark.parametrize("value", ["@imports", "imports"])
+def test_a_table_from_a_file(ww_account: Ww, cell: str, value: str) -> None:
     ww_account.file("imports", OTHER_FORM.encode())
-    done = ww_account.shell(f"ww run --fd-from @imports {cell} 4<>cache")
+    done = ww_account.shell(f"ww run --fd-from {value} {cell} 4<>cache")
     assert done.returncode == 0, done.stderr
     assert granted(done.stdout).endswith('(cache (fd 11) (mode "rw") (type "file")))')
 

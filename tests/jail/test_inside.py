@@ -67,7 +67,8 @@ def test_the_root_is_empty_and_cannot_be_written(ww_account: Ww, probe: Path) ->
     assert inside["root"] == []
     mount = inside["root_mount"]
     assert all(mount[flag] for flag in ("rdonly", "nosuid", "nodev", "noexec"))
-    assert mount["blocks"] * mount["block_size"] <= 1 << 16
+    assert 0 < mount["blocks"] * mount["block_size"] <= 1 << 16
+    assert 0 < mount["files"] <= 1 << 17
 
 
 @needs_landlock
@@ -253,8 +254,9 @@ def test_proc_shows_the_cell_alone_and_cannot_be_written(ww_account: Ww, probe: 
     assert found["threads"] == 1
     assert found["setgroups"] == "deny"
     assert found["uid_map"].split()[0::2] == ["65534", "1"]
-    mounts = [line.split()[4] for line in found["mountinfo"].splitlines()]
-    assert mounts == ["/", "/proc"]
+    mounts = [line.split() for line in found["mountinfo"].splitlines()]
+    assert [mount[4] for mount in mounts] == ["/", "/proc"]
+    assert {"hidepid=invisible", "subset=pid"} <= {*mounts[1][-1].split(",")}
 
 
 def _status(pid: int) -> dict[str, list[str]]:
