@@ -1,4 +1,6 @@
-"""The mechanism side: jails cells and runs them. Knows nothing of flags, IPFS or S-expressions.
+"""The mechanism side: jails cells and runs them.
+
+It reads no flags and no S-expressions, and knows nothing of IPFS.
 
 What is named here is all that others use. The engine is loaded by the spawner's process only.
 

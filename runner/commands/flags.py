@@ -179,7 +179,7 @@ RUN: Final = (
         "--fd-from",
         "tables",
         "Read grants from a table of S-expressions. Repeatable; - is stdin.",
-        "@FILE|-",
+        "[@]FILE|-",
         multiple=True,
     ),
     Option(

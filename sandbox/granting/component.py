@@ -51,7 +51,7 @@ def _check_no_directory_at_files(entries: Iterable[PlannedGrant]) -> None:
             raise GrantError(
                 entry.origin,
                 f"a component has its files in {_FILES}: no directory can be there beside them",
-                hint="give it another path, as in --dir HOST:GUEST",
+                hint="give it another path, as in --dir HOST:GUEST or guest='/PATH'",
                 usage=True,
             )
 

@@ -104,7 +104,7 @@ def _check_paths(requests: Iterable[GrantRequest], preopens: Sequence[Preopen]) 
             raise GrantError(
                 origin,
                 f"'{preopen.name}' cannot be at '{preopen.guest}': there is {first.what}",
-                hint="give one of them another path, as in --dir HOST:GUEST",
+                hint="give one of them another path, as in --dir HOST:GUEST or guest='/PATH'",
                 usage=True,
             )
     for request in requests:
