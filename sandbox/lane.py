@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Protocol
 
-from sandbox import cgroups, compiling, landlock, mounts, waiting, watch, wire
+from sandbox import cgroups, compiling, landlock, mounts, syscalls, waiting, watch, wire
 from sandbox.admission import Admission
 from sandbox.errors import JailError
 from sandbox.order import Name, order
@@ -273,6 +273,13 @@ def _check_chroot(plan: Plan) -> None:
     """
     if os.geteuid() != 0:
         raise JailError("root", "only root can use --isolation chroot", errno.EPERM)
+    if not syscalls.capability_sets()[0] >> syscalls.CAP_KILL & 1:
+        # The cell has another user id, and no namespace of which this process is the owner.
+        raise JailError(
+            "root",
+            "without CAP_KILL nobody could end the cell: have it kept, or use --isolation full",
+            errno.EPERM,
+        )
     for asked, what in (
         (plan.directories, "a directory"),
         (plan.limits.scratch, "--scratch"),

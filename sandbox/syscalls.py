@@ -68,6 +68,7 @@ SECCOMP_FILTER_FLAG_TSYNC = 1
 
 # include/uapi/linux/capability.h
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
+CAP_KILL = 5
 CAP_SYS_ADMIN = 21
 
 # Since 5.1 every architecture uses the same numbers for new calls; the two older ones differ

@@ -88,11 +88,14 @@ class Waiting(NamedTuple):
     def give_up(self) -> JailError | None:
         """End it, and return what it said of a failure, if it said so."""
         self.channel.close()
-        said = watch.last_word(self.child)
-        self.child.kill()
-        if self.child.cgroup is not None:
-            self.child.cgroup.remove()
-        return said
+        try:
+            return watch.last_word(self.child)
+        finally:
+            try:
+                self.child.kill()
+            finally:
+                if self.child.cgroup is not None:
+                    self.child.cgroup.remove()
 
 
 def make(zygote: Zygote, kind: Order, ids: Ids, limits: Limits, *, grouped: bool) -> Waiting:

@@ -51,10 +51,12 @@ class Child(NamedTuple):
         Returns:
             Its wait status and what it used; wait4(2).
         """
-        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        _, status, usage = os.wait4(self.pid, 0)
-        os.close(self.pidfd)
-        os.close(self.line)
+        try:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            _, status, usage = os.wait4(self.pid, 0)
+        finally:
+            os.close(self.pidfd)
+            os.close(self.line)
         return status, usage
 
 
@@ -223,6 +225,9 @@ def _judge(
     cgroup: Cgroup | None,
 ) -> Outcome:
     """Return how a process ended: what was told, or what its end and its use of things say."""
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGSYS:
+        # Whatever it said before that, and whatever else it has used up.
+        return Outcome("isolation", what="it made a system call that no cell has a reason to make")
     if told is not None:
         return told
     if cgroup is not None:
@@ -240,6 +245,4 @@ def _judge(
     used = usage.ru_utime + usage.ru_stime
     if number == signal.SIGKILL and limits.cpu is not None and used >= limits.cpu:
         return limit("cpu")
-    if number == signal.SIGSYS:
-        return Outcome("isolation", what="it made a system call that no cell has a reason to make")
     return Outcome("signal", number)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import wasmtime
 
 from tests.conftest import CAN_BE_ROOT, EXAMPLES, PROBES, REPO, BuildFunction, Leftovers, Ww
 from tests.features import needs
@@ -137,6 +138,21 @@ chroot.leave_files()
     with leftovers():
         done = subprocess.run([sys.executable, "-c", script], cwd=REPO, check=False)
     assert done.returncode == -signal.SIGKILL
+
+
+@as_root
+def test_a_root_that_could_not_end_the_cell_is_refused_before_there_is_one(
+    ww: Ww, leftovers: Callable[..., Leftovers]
+) -> None:
+    without = ["setpriv", "--bounding-set", "-kill", *ww.command, "run"]
+    text = '(module (memory (export "memory") 1) (func (export "_start") (loop $l (br $l))))'
+    loop = ww.file("loop.wasm", bytes(wasmtime.wat2wasm(text)))
+    with leftovers(ww):
+        done = ww.call([*without, *WEAKER, HELLO])
+        assert (done.returncode, done.stdout) == (67, b"")
+        assert b"jail: root: without CAP_KILL nobody could end the cell" in done.stderr
+        # In a namespace of its own, a cell is its maker's to end.
+        assert ww.call([*without, "--timeout", "1", loop]).returncode == 66
 
 
 def test_an_ordinary_user_cannot_use_it(ww_account: Ww) -> None:

@@ -250,6 +250,14 @@ def test_a_kill_by_the_system_call_filter_is_told_as_that(runner: socket.socket)
     assert told.kind == "isolation"
 
 
+@pytest.mark.parametrize("told", [Outcome("exit"), limit("output"), Outcome("rejected", what="x")])
+def test_no_word_before_it_hides_a_kill_by_the_filter(told: Outcome) -> None:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    assert watch._judge(told, signal.SIGSYS, usage, LIMITS, None).kind == "isolation"
+    # As it is where the spawner was faster.
+    assert watch._judge(told, signal.SIGKILL, usage, LIMITS, None) == told
+
+
 def _spin(line: socket.socket) -> None:
     while True:
         pass
