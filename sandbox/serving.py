@@ -11,6 +11,8 @@ import fcntl
 import os
 import resource
 import socket
+import struct
+import termios
 import time
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, Protocol
@@ -26,6 +28,8 @@ MOST_LISTING: Final = 64 << 20
 
 # Descriptors that this process needs for itself while it looks something up.
 _SPARE: Final = 64
+
+_INT: Final = struct.Struct("i")
 
 
 class Content(Protocol):
@@ -166,7 +170,7 @@ class Server:
             return True
         except OSError:
             return False
-        if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or self._is_answer_unread():
             return False
         try:
             request = Request.decode(data)
@@ -181,7 +185,6 @@ class Server:
             answer = Answer(error.errno or errno.EIO).encode()
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else []
         try:
-            # Whoever asks takes the answer before asking again, so there is room for it.
             self._ours.sendmsg([answer], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError:
             return False
@@ -189,6 +192,18 @@ class Server:
             for fd in fds:
                 os.close(fd)
         return True
+
+    def _is_answer_unread(self) -> bool:
+        """Tell whether the last answer was not taken, as by whoever asks before that.
+
+        The descriptors of answers on their way count against this user as a whole (unix(7)), and
+        with enough of them no process of this user could send any.
+
+        Raises:
+            OSError: As ioctl(2) says.
+        """
+        waiting = fcntl.ioctl(self._ours, termios.TIOCOUTQ, bytes(_INT.size))  # SIOCOUTQ
+        return bool(_INT.unpack(waiting)[0])
 
     def _answer(self, content: Content, request: Request) -> tuple[bytes, int | None]:
         """Return the answer, and the descriptor to send with it.

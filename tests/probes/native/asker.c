@@ -6,7 +6,7 @@
  *   asker read ADDRESS          likewise; with a descriptor, its size and whether it can be written
  *   asker send SIZE             so many bytes 'x' in one packet, and then an honest request
  *   asker empty | rights        an empty packet; a descriptor beside an honest request; likewise
- *   asker mute COUNT            so many honest requests, and no answer is ever taken
+ *   asker mute COUNT ADDRESS    so many honest requests for a descriptor before the first answer is taken
  *   asker flood                 honest requests and answers without an end
  *   asker stay                  nothing, for ever
  *
@@ -118,9 +118,18 @@ int main(int count, char **words) {
         tell("send", sendmsg(fd, &message, MSG_NOSIGNAL));
     } else if (strcmp(what, "mute") == 0) {
         long sent = 0;
-        while (sent < atol(words[2]) && ask(fd, FIND, "", "x") > 0)
+        while (sent < atol(words[2]) && ask(fd, READ, words[3], "") > 0)
             sent++;
         tell("sent", sent);
+        /* What was in flight until now; the end of the connection may be told before it. */
+        long taken = 0;
+        for (;;) {
+            if (take(fd, &received) == 0 && received >= 0)
+                taken++;
+            else if (errno != ECONNRESET)
+                break;
+        }
+        tell("taken", taken);
         return 0;
     } else if (strcmp(what, "flood") == 0) {
         while (ask(fd, FIND, "", words[2]) > 0 && take(fd, &received) >= 0)
