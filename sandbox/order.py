@@ -66,7 +66,16 @@ class Order(NamedTuple):
 
 
 # The kind that serves most cells: those that are core modules without content and network.
-ORDINARY = Order("cell", "full", ("load", "run", "run-directories"), False, True, (), False, True)
+ORDINARY = Order(
+    name="cell",
+    isolation="full",
+    profiles=("load", "run", "run-reading", "load-directories", "run-directories"),
+    early=False,
+    proc=True,
+    needs=(),
+    fuel=False,
+    ahead=True,
+)
 
 
 def order(name: Name, plan: Plan, *, cloned: bool) -> Order:
@@ -108,5 +117,6 @@ def profiles(name: Name, plan: Plan) -> tuple[Profile, Profile]:
         return "load", "compile"
     if plan.component:
         return "load-component", "run-component"
-    wide = plan.directories or plan.limits.scratch
-    return "load", "run-directories" if wide else "run"
+    if plan.limits.scratch or any("w" in grant.mode for grant in plan.directories):
+        return "load-directories", "run-directories"
+    return "load", "run-reading" if plan.directories else "run"

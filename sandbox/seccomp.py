@@ -27,7 +27,16 @@ from typing import Literal, NamedTuple
 from sandbox import syscalls
 from sandbox.errors import JailError
 
-Profile = Literal["load", "compile", "run", "run-directories", "load-component", "run-component"]
+Profile = Literal[
+    "load",
+    "load-directories",
+    "load-component",
+    "compile",
+    "run",
+    "run-reading",
+    "run-directories",
+    "run-component",
+]
 
 _U32 = 0xFFFFFFFF
 _U64 = 0xFFFFFFFFFFFFFFFF
@@ -219,19 +228,33 @@ _SOCKETS = (
 )
 
 
-def _directories(machine: _Machine) -> tuple[Call, ...]:
-    """Return what a real directory takes, in the *at forms, which Python uses with ``dir_fd``.
+def _reading(machine: _Machine) -> tuple[Call, ...]:
+    """Return what a directory takes that is granted for reading, in the *at forms.
 
     No call follows a link at the end of a name, so none follows a magic one of proc: descriptors
-    are not opened anew with another mode. Nothing gets the bits that lend an identity.
+    are not opened anew with another mode. Nothing is opened for writing: of a FIFO, a read-only
+    mount would not keep a process from that.
+    """
+    changing = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC
+    return (
+        *_any("readlinkat", "getdents64"),
+        Call("openat", (Check(2, machine.nofollow | changing, machine.nofollow),)),
+        Call("newfstatat", (_is(3, _AT_SYMLINK_NOFOLLOW, ignoring=_AT_NO_AUTOMOUNT),)),
+    )
+
+
+def _directories(machine: _Machine) -> tuple[Call, ...]:
+    """Return what a directory takes in which the cell may write, likewise.
+
+    Nothing gets the bits that lend an identity.
     """
     nofollow = Check(2, machine.nofollow, machine.nofollow)
     return (
-        *_any("mkdirat", "unlinkat", "renameat", "symlinkat", "readlinkat", "getdents64"),
+        *_reading(machine),
+        *_any("mkdirat", "unlinkat", "renameat", "symlinkat"),
         Call("openat", (nofollow, Check(3, _S_ISUID_S_ISGID_S_ISVTX, 0))),
         Call("renameat2", (_is(4, 0, ignoring=_RENAME_NOREPLACE),)),
         Call("linkat", (_is(4, 0),)),
-        Call("newfstatat", (_is(3, _AT_SYMLINK_NOFOLLOW, ignoring=_AT_NO_AUTOMOUNT),)),
         Call("utimensat", (_is(3, _AT_SYMLINK_NOFOLLOW),)),
     )
 
@@ -315,7 +338,8 @@ def allowed(profile: Profile, machine: str) -> tuple[Call, ...]:
     compiling = (*_GO_ON, *_MEMORY, *_DESCRIPTORS, *_COMPILING)
     running = (*_GO_ON, *_MEMORY, *_DESCRIPTORS, *_FILES, *_SOCKETS)
     profiles: Mapping[Profile, tuple[Call, ...]] = {
-        "load": (*running, *_directories(own), *_COMPILING, *_loading(own)),
+        "load": (*running, *_reading(own), *_COMPILING, *_loading(own)),
+        "load-directories": (*running, *_directories(own), *_COMPILING, *_loading(own)),
         "load-component": (
             *(*running, *_component(own), *_COMPILING, *_loading(own)),
             Call("openat", (_is(2, os.O_PATH | os.O_DIRECTORY | _O_CLOEXEC),)),
@@ -323,12 +347,13 @@ def allowed(profile: Profile, machine: str) -> tuple[Call, ...]:
         "run-component": (*running, *_component(own)),
         "compile": compiling,
         "run": running,
+        "run-reading": (*running, *_reading(own)),
         "run-directories": (*running, *_directories(own)),
     }
     return tuple(dict.fromkeys(profiles[profile]))
 
 
-_FIRST = ("load", "load-component")
+_FIRST = ("load", "load-directories", "load-component")
 _OF_COMPONENTS = ("load-component", "run-component")
 
 # --- what only an attack does -------------------------------------------------------------------

@@ -75,6 +75,8 @@ main()
 # With the filters of a cell that runs, but for the calls with which a program begins: these are
 # what becomes of a cell that has broken out of the engine.
 FILTERED = """
+from sandbox.order import profiles
+
 BEGINNING = ("execveat", "arch_prctl", "set_tid_address", "set_robust_list", "rseq")
 allowed, fatal = seccomp.allowed, seccomp.fatal
 
@@ -88,8 +90,7 @@ seccomp.fatal = lambda profile: tuple(
 )
 
 def confine(plan):
-    wide = plan.directories or plan.limits.scratch
-    install(seccomp.build("run-directories" if wide else "run"))
+    install(seccomp.build(profiles("cell", plan)[1]))
 
 main()
 """

@@ -176,8 +176,8 @@ def test_a_look_up_is_short(profile: Profile, machine: str) -> None:
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize(
     ("before", "profile"),
-    [("load", p) for p in ("compile", "run", "run-directories")]
-    + [("load-component", "run-component")],
+    [("load", p) for p in ("compile", "run", "run-reading")]
+    + [("load-directories", "run-directories"), ("load-component", "run-component")],
 )
 def test_a_second_filter_never_allows_what_the_first_refuses(
     before: Profile, profile: Profile, machine: str
@@ -229,8 +229,11 @@ OWN_MEMORY = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 HIGH = 0xDEADBEEF << 32
 POINTER = 0x7F0000001000
 
-CORE: tuple[Profile, ...] = ("load", "compile", "run", "run-directories")
-RUNNING: tuple[Profile, ...] = ("run", "run-directories")
+LOADING: tuple[Profile, ...] = ("load", "load-directories")
+READING: tuple[Profile, ...] = (*LOADING, "run-reading", "run-directories")
+WRITING: tuple[Profile, ...] = ("load-directories", "run-directories")
+RUNNING: tuple[Profile, ...] = ("run", "run-reading", "run-directories")
+CORE: tuple[Profile, ...] = (*LOADING, "compile", *RUNNING)
 EXPECTED: tuple[tuple[str, Arguments, tuple[Profile, ...], int], ...] = (
     # Memory is never made executable once code runs that may be hostile.
     ("mprotect", (0, 4096, READ | WRITE), CORE, ALLOW),
@@ -339,13 +342,17 @@ EXPECTED: tuple[tuple[str, Arguments, tuple[Profile, ...], int], ...] = (
     ),
     # Names below a directory, for the cells that have one.
     *(
-        (name, (), ("run-directories", "load"), ALLOW)
-        for name in ("mkdirat", "unlinkat", "renameat", "symlinkat", "readlinkat", "getdents64")
+        (name, (), profiles, action)
+        for name in ("mkdirat", "unlinkat", "renameat", "symlinkat")
+        for profiles, action in ((WRITING, ALLOW), (("load", "run", "run-reading"), EPERM))
     ),
     *(
-        (name, (), ("run", "compile"), EPERM)
-        for name in ("mkdirat", "unlinkat", "renameat", "symlinkat", "readlinkat", "getdents64")
+        (name, (), profiles, action)
+        for name in ("readlinkat", "getdents64")
+        for profiles, action in ((READING, ALLOW), (("run", "compile"), EPERM))
     ),
+    ("linkat", (3, POINTER, 4, POINTER, 0), ("load", "run", "run-reading"), EPERM),
+    ("renameat2", (3, POINTER, 4, POINTER, 0), ("load", "run", "run-reading"), EPERM),
     ("linkat", (3, POINTER, 4, POINTER, 0), ("run-directories",), ALLOW),
     ("linkat", (3, POINTER, 4, POINTER, 0x400), CORE, EPERM),  # AT_SYMLINK_FOLLOW
     ("linkat", (3, POINTER, 4, POINTER, 0x1000), CORE, EPERM),  # AT_EMPTY_PATH
@@ -430,7 +437,11 @@ def test_each_profile_allows_what_it_must_and_refuses_what_it_must(machine: str)
     programs = {profile: seccomp.assemble(profile, machine) for profile in PROFILES}
     nofollow = O_NOFOLLOW[machine]
     with_machine: tuple[tuple[str, Arguments, tuple[Profile, ...], int], ...] = (
-        ("openat", (3, POINTER, nofollow), ("run-directories", "load"), ALLOW),
+        ("openat", (3, POINTER, nofollow | os.O_DIRECTORY | os.O_NONBLOCK), READING, ALLOW),
+        *(
+            ("openat", (3, POINTER, nofollow | flag, 0o600), ("load", "run-reading"), EPERM)
+            for flag in (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC)
+        ),
         ("openat", (3, POINTER, HIGH | nofollow | os.O_WRONLY), ("run-directories",), ALLOW),
         ("openat", (3, POINTER, nofollow | os.O_CREAT, 0o777), ("run-directories",), ALLOW),
         *(
@@ -675,14 +686,16 @@ SERVICES = ("read_and_write", "change", "flags", "sockets", "wait", "go_on", "us
 
 
 @pytest.mark.parametrize("service", SERVICES)
-@pytest.mark.parametrize("profile", ["run", "run-directories"])
+@pytest.mark.parametrize("profile", RUNNING)
 def test_a_running_cell_is_served(profile: Profile, service: str, things: Things) -> None:
-    assert in_jail(["load", profile], getattr(things, service)) == (0, "")
+    load: Profile = "load-directories" if profile == "run-directories" else "load"
+    assert in_jail([load, profile], getattr(things, service)) == (0, "")
 
 
 def test_names_in_a_directory_are_served(things: Things) -> None:
-    assert in_jail(["load", "run-directories"], things.names) == (0, "")
-    assert in_jail(["load", "run"], things.names)[0] == _RAISED
+    assert in_jail(["load-directories", "run-directories"], things.names) == (0, "")
+    for profile in ("run", "run-reading"):
+        assert in_jail(["load", profile], things.names)[0] == _RAISED
 
 
 @pytest.mark.parametrize("service", ["read_and_write", "go_on", "use_memory"])
@@ -796,7 +809,7 @@ def test_a_link_is_never_followed(things: Things) -> None:
         refused(lambda: os.stat("link", dir_fd=at))()
         refused(lambda: os.link(f"/proc/self/fd/{things.file}", "new", dst_dir_fd=at))()
 
-    assert in_jail(["load", "run-directories"], act) == (0, "")
+    assert in_jail(["load-directories", "run-directories"], act) == (0, "")
 
 
 def test_a_file_gets_no_foreign_identity(things: Things) -> None:
@@ -807,7 +820,7 @@ def test_a_file_gets_no_foreign_identity(things: Things) -> None:
         refused(lambda: os.fchown(things.file, -1, -1))()
         refused(lambda: os.setxattr(things.file, "user.x", b""))()
 
-    assert in_jail(["load", "run-directories"], act) == (0, "")
+    assert in_jail(["load-directories", "run-directories"], act) == (0, "")
 
 
 def test_nobody_is_signalled() -> None:
