@@ -20,6 +20,8 @@ MESSAGES: Final = 2
 
 # Bytes of the largest compiled form. CPython with its numeric libraries has 241 MiB.
 _MOST_ARTIFACT = 1 << 30
+# Bytes of what is kept of what it says: one page.
+_MOST_SAID = 4096
 # What a program of Rust says before it ends itself for want of memory: its standard library
 # (library/alloc), or a panic of its arenas (the crate bumpalo).
 _NO_MEMORY = (b"memory allocation of ", b"\nout of memory\n")
@@ -69,6 +71,25 @@ def new_memory(name: str) -> int:
     return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
+def new_messages() -> int:
+    """Return a descriptor of a memory file of a fixed size, for what the compiler says.
+
+    What is in there when nothing was said are zeros. Without a control group, its memory is counted
+    nowhere, so it cannot grow.
+
+    Raises:
+        OSError: As memfd_create(2) says.
+    """
+    memory = new_memory("messages")
+    try:
+        os.ftruncate(memory, _MOST_SAID)
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    except BaseException:
+        os.close(memory)
+        raise
+    return memory
+
+
 def seal(memory: int) -> None:
     """Forbid every change of a memory file, after whoever could write it has ended.
 
@@ -87,7 +108,7 @@ def failure(outcome: Outcome, messages: int) -> Outcome | None:
     """
     if outcome.kind == "exit" and not outcome.code:
         return None
-    said = os.pread(messages, 4096, 0)
+    said = os.pread(messages, _MOST_SAID, 0).partition(b"\0")[0]
     if outcome.limit == "host-memory" or any(sign in said for sign in _NO_MEMORY):
         return limit("memory", "while it was compiled")
     if outcome.kind == "limit":

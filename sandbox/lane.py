@@ -162,7 +162,9 @@ class Lane:
             OSError: EPIPE if the runner is gone.
         """
         wire.send(self._channel, wire.COMPILED)
+        self._is_starting(False)  # the answer may never come, and nobody else is to wait for it
         answer = wire.receive(self._channel)
+        self._is_starting(True)
         if answer is not None:
             wire.close_all(answer[1])
         if answer is None or answer[0] != wire.GO_ON:
@@ -197,7 +199,7 @@ class Lane:
         artifact = compiling.new_memory("artifact")
         messages = -1
         try:
-            messages = compiling.new_memory("messages")
+            messages = compiling.new_messages()
             jailed = compiling.plan_for(plan)
             what = Admission(jailed, code, (artifact, messages), None, cloned=False)
             child = self._jailed("compiler", what, deadline)

@@ -241,9 +241,11 @@ REFUSED = {
     "send a signal to all": "os.kill(-1, 9)",
     "send a signal to another": "os.kill(2, 9)",
     "raise a limit": "resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))",
-    "write beyond the artifact's most": "os.pwrite(1, b'x', 1 << 30)",
-    "grow the artifact beyond its most": "os.ftruncate(1, (1 << 30) + 1)",
-    "write beyond the messages' most": "os.pwrite(2, b'x', 1 << 30)",
+    # The limit is above the larger of the two files: the messages, which have their page already.
+    "write beyond the artifact's most": "os.pwrite(1, b'x', (1 << 30) + 4096)",
+    "grow the artifact beyond its most": "os.ftruncate(1, (1 << 30) + 4097)",
+    "write beyond the messages' most": "os.pwrite(2, b'x', 4096)",
+    "grow the messages beyond their most": "os.ftruncate(2, 4097)",
     "send a descriptor": "socket.send_fds(socket.socket(fileno=os.dup(own.line)), [b'x'], [1])",
 }
 # What ends the process.

@@ -92,10 +92,28 @@ def test_what_somebody_has_mapped_to_write_cannot_be_sealed(memory: int) -> None
 
 
 def failure(outcome: Outcome, said: bytes = b"") -> Outcome | None:
-    memory = compiling.new_memory("messages")
+    memory = compiling.new_messages()
     try:
         os.write(memory, said)
         return compiling.failure(outcome, memory)
+    finally:
+        os.close(memory)
+
+
+def test_what_the_compiler_says_has_no_more_room_than_is_read() -> None:
+    memory = compiling.new_messages()
+    try:
+        size = os.fstat(memory).st_size
+        assert 0 < size <= 1 << 16
+        assert os.write(memory, bytes(size)) == size
+        with pytest.raises(PermissionError):
+            os.write(memory, b"x")
+        for other in (size + 1, size - 1, 1 << 30):
+            with pytest.raises(PermissionError):
+                os.ftruncate(memory, other)
+        with pytest.raises(PermissionError):
+            os.posix_fallocate(memory, 0, size + 1)
+        assert os.fstat(memory).st_size == size
     finally:
         os.close(memory)
 
