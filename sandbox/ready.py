@@ -16,6 +16,8 @@ from sandbox.waiting import Ids, Waiting
 # Seconds after a failure until the next attempt: a machine that refuses one now may do so always,
 # and a cell that finds none has one made, and hears why that fails.
 _PAUSE = 5.0
+# And until a jail with a proc is tried again after one failed, which may have had another cause.
+_WITHOUT_PROC = 60.0
 # Seconds for which nothing has begun or ended before another is made: what is made meanwhile takes
 # processors from cells, and from who waits for them.
 _QUIET = 0.005
@@ -97,8 +99,9 @@ class ReadyJails:
 
     def _fill(self) -> None:
         """Be the thread."""
-        kind = ORDINARY
+        without_proc_until = 0.0
         while self._wait_for_room():
+            kind = ORDINARY._replace(proc=time.monotonic() >= without_proc_until)
             # A defect must not be the end of all of them; a cell that meets it says what it is.
             with suppress(Exception):
                 jail = self._make(kind, self._ids)
@@ -113,7 +116,7 @@ class ReadyJails:
                     continue
                 jail.give_up()
             # Where no proc may be mounted, cells without pathlinks run all the same.
-            kind = kind._replace(proc=not kind.proc)
+            without_proc_until = time.monotonic() + _WITHOUT_PROC if kind.proc else 0.0
             with self._changed:
                 self._changed.wait_for(lambda: self._over, _PAUSE)
 
