@@ -26,8 +26,9 @@ _ALWAYS = (
 def flags(isolation: Isolation = "full") -> int:
     """Return the CLONE_NEW* flags of a cell: all that exist here; namespaces(7).
 
-    Time namespaces came with Linux 5.6 and can be left out of a kernel. They hide the host's
-    uptime and nothing else, so a kernel without them does not make a weaker jail.
+    Time namespaces came with Linux 5.6 and can be left out of a kernel. The clocks in one that
+    clone3(2) makes are its parent's (time_namespaces(7): its offsets are fixed by its first
+    process), so a kernel without them does not make a weaker jail.
 
     Args:
         isolation: With ``chroot``, there are none.
