@@ -944,3 +944,17 @@ def test_a_call_that_the_library_does_not_know_is_named(monkeypatch: pytest.Monk
     monkeypatch.setattr(seccomp, "allowed", lambda profile, machine: (Call("no_such_call"),))
     with pytest.raises(JailError, match="no_such_call"):
         seccomp.assemble("run", MACHINE)
+
+
+def test_the_documents_count_the_calls_right() -> None:
+    text = (REPO / "docs/security.md").read_text()
+    counted = {
+        profile: len({call.name for call in seccomp.allowed(profile, "x86_64")})
+        for profile in PROFILES
+    }
+    assert (
+        f"There are {counted['run']} of them ({counted['run-reading']} with a directory for reading,"
+        f" {counted['run-directories']} with a writable one, {counted['run-component']} for a"
+        " component)" in text
+    )
+    assert f"That is {counted['run-component']}\ncalls." in text
