@@ -953,8 +953,8 @@ def test_the_documents_count_the_calls_right() -> None:
         for profile in PROFILES
     }
     assert (
-        f"There are {counted['run']} of them ({counted['run-reading']} with a directory for reading,"
-        f" {counted['run-directories']} with a writable one, {counted['run-component']} for a"
-        " component)" in text
+        f"There are {counted['run']} of them ({counted['run-reading']} with a directory for"
+        f" reading, {counted['run-directories']} with a writable one,"
+        f" {counted['run-component']} for a component)" in text
     )
     assert f"That is {counted['run-component']}\ncalls." in text
