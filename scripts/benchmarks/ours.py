@@ -39,13 +39,13 @@ class Ours:
         """Return how to start ww."""
         return [*self._program, *args]
 
-    def export(self, path: Path) -> str:
+    def export(self, path: Path, *flags: str) -> str:
         """Put a file into the store and return its address.
 
         Raises:
             RuntimeError: If that fails.
         """
-        done = processes.run(self.command("export", str(path)), self.environment)
+        done = processes.run(self.command("export", *flags, str(path)), self.environment)
         return done.output.decode().strip()
 
     def run(

@@ -18,6 +18,8 @@ ROWS: dict[str, Make] = {
     "compute": work.compute(whole=False),
     "compute-run": work.compute(whole=True),
     "verify": content.verify,
+    "build": content.build,
+    "far": content.far,
     "memory": memory.idle,
     "grants": scaling.grants,
     "at-once": scaling.at_once,

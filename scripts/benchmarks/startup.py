@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 
+from sandbox import Cell, Sandbox
 from scripts.benchmarks import processes
 from scripts.benchmarks.contest import Comparison, Measure, Missing, Row, Target
 from scripts.benchmarks.peers import JAILS, Command
@@ -13,6 +14,7 @@ from scripts.benchmarks.setting import Setting, contestant
 
 GREETING = b"Hello from a cell."
 LIBRARY = "library, spawner kept"
+_SANDBOX = "Sandbox.run"
 PEER = "bwrap + wasmtime"
 _SMALL = "bwrap + wasmtime-min"
 _RUN = "ww run"
@@ -50,6 +52,8 @@ def _warm(setting: Setting, name: str, what: str, jails: int, target: Target) ->
     with (
         closing(setting.ours.open(str(hello))) as cell,
         setting.ours.spawner(jails=jails) as spawner,
+        Sandbox(cache=setting.ours.cache, jails=jails) as sandbox,
+        Cell.load(hello) as loaded,
     ):
 
         def library() -> float:
@@ -58,18 +62,33 @@ def _warm(setting: Setting, name: str, what: str, jails: int, target: Target) ->
                 time.sleep(_REFILL)  # or the peer's turn would pay for the next jail
             return seconds
 
+        def run() -> float:
+            begun = time.perf_counter()
+            result = sandbox.run(loaded)
+            seconds = time.perf_counter() - begun
+            if not result.ok or GREETING not in result.stdout:
+                raise RuntimeError(f"the cell ended otherwise: {result}")
+            if jails:
+                time.sleep(_REFILL)
+            return seconds
+
         yield Row(
             name,
             what,
             "s",
             {
+                _SANDBOX: run,
                 LIBRARY: library,
                 PEER: contestant(lambda: timed(peers.jailed("bwrap", hello), GREETING)),
                 _SMALL: contestant(
                     lambda: timed(peers.jailed("bwrap", hello, small=True), GREETING)
                 ),
             },
-            [Comparison(LIBRARY, PEER, target), Comparison(LIBRARY, _SMALL)],
+            [
+                Comparison(_SANDBOX, PEER, target),
+                Comparison(LIBRARY, PEER, target),
+                Comparison(LIBRARY, _SMALL),
+            ],
             setting.choose(1, 60, 300),
         )
 
