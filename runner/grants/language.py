@@ -28,6 +28,8 @@ from runner.grants.reader import (
 )
 
 MAX_STEPS: Final = 100_000
+# Of all conditions of a table on all grants together: there may be many of both.
+MAX_CONDITION_STEPS: Final = 10 * MAX_STEPS
 MAX_CELLS: Final = 10_000
 # Each level is at most four frames of the interpreter, which allows 1000 and has its own callers.
 MAX_DEPTH: Final = 128
@@ -86,11 +88,13 @@ class Program:
     Attributes:
         variables: The environment that the table may see.
         predicates: What ``validate`` has registered, in order.
+        condition_steps: How many steps are left for these.
     """
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         self.variables = variables
         self.predicates: list[Predicate] = []
+        self.condition_steps = MAX_CONDITION_STEPS
         self._names: dict[str, Value | Function] = {}
         self._places: dict[str, Place] = {}
         self.scope = Scope(self._names, None)
@@ -135,7 +139,7 @@ def run_table(forms: Sequence[Node], program: Program, grant: GrantMaker) -> Non
 
 
 def holds(predicate: Predicate, program: Program, facts: Mapping[str, Value]) -> bool:
-    """Whether a predicate allows a grant, within a budget of its own.
+    """Whether a predicate allows a grant, within a budget of its own and one of its table.
 
     Args:
         predicate: The predicate.
@@ -149,6 +153,12 @@ def holds(predicate: Predicate, program: Program, facts: Mapping[str, Value]) ->
     names = {name: facts[name] for name in predicate.parameters}
     evaluation = _Evaluation(program)
     result = evaluation.value(predicate.condition, Scope(names, program.scope))
+    program.condition_steps -= evaluation.spent
+    if program.condition_steps < 0:
+        raise predicate.condition.error(
+            f"the validations of the table take more than {MAX_CONDITION_STEPS} steps together",
+            "write fewer, or simpler ones",
+        )
     if type(result) is not bool:
         raise predicate.condition.error(
             f"the condition gives {describe(result)} for a grant", "it must give true or false"
@@ -185,6 +195,11 @@ class _Evaluation:
         self._steps = MAX_STEPS
         self._cells = MAX_CELLS
         self.depth = 0
+
+    @property
+    def spent(self) -> int:
+        """How many steps were taken."""
+        return MAX_STEPS - self._steps
 
     def spend(self, node: Node, steps: int = 1) -> None:
         """Take steps off the budget."""

@@ -516,6 +516,20 @@ def test_every_check_has_a_budget_of_its_own() -> None:
         validator.check(FACTS, "--fd #1")
 
 
+def test_all_checks_of_a_table_have_one_budget_together() -> None:
+    # Of many validations and many grants, each within its own, nobody would see the end.
+    found = validators("(defn f (n) (if (= n 0) true (f (- n 1))))" + "(validate () (f 9000))" * 9)
+
+    def check_all() -> None:
+        for _ in range(9):
+            for validator in found:
+                validator.check(FACTS, "--fd #1")
+
+    with pytest.raises(WwError, match="more than 1000000 steps together") as caught:
+        check_all()
+    assert caught.value.code == EXIT_USAGE
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
