@@ -69,6 +69,7 @@ def take_listen_fds(
             code=EXIT_USAGE,
         )
     _check_pid(found, os.getpid() if pid is None else pid)
+    _check_pidfd_id(found)
     count = _count(found)
     for fd in range(FIRST, FIRST + count):
         _check_inherited(fd, count, inherited)
@@ -94,6 +95,29 @@ def _check_pid(found: Mapping[str, str], own: int) -> None:
         raise _refusal(
             f"the descriptors are for process {pid} (LISTEN_PID), and ww is process {own}",
             "start ww with exec: a shell or sudo between systemd and ww has another id",
+        )
+
+
+def _check_pidfd_id(found: Mapping[str, str]) -> None:
+    """Hold the same by a number that no other process has until the machine starts again.
+
+    It is the inode of a pidfd, since Linux 6.9; before that, systemd passes none that means
+    anything, and all pidfds have one inode.
+    """
+    text = found.get("LISTEN_PIDFDID")
+    if text is None:
+        return
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        if not os.readlink(f"/proc/self/fd/{pidfd}").startswith("pidfd:"):
+            return
+        number_of_own = os.fstat(pidfd).st_ino
+    finally:
+        os.close(pidfd)
+    if text != str(number_of_own):
+        raise _refusal(
+            f"the descriptors are for a process with another LISTEN_PIDFDID, {shown(text)}",
+            "the variables are left from one that had ww's id before",
         )
 
 

@@ -41,6 +41,17 @@ def refused(
     return caught.value
 
 
+def own_id(pidfs: bool = False) -> str:
+    """The inode of a pidfd of this process, or with `pidfs` nothing where it tells nobody apart."""
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        if pidfs and not os.readlink(f"/proc/self/fd/{pidfd}").startswith("pidfd:"):
+            return ""
+        return str(os.fstat(pidfd).st_ino)
+    finally:
+        os.close(pidfd)
+
+
 def test_each_descriptor_is_a_request_named_by_its_position() -> None:
     assert take(pid="4711", fds="2") == ListenFds(
         (
@@ -67,7 +78,7 @@ def test_as_many_as_one_message_of_systemd_carries_are_taken() -> None:
 
 
 def test_only_the_variables_of_the_protocol_are_removed() -> None:
-    environment = {**environ(pid="4711", fds="1", fdnames="a", pidfdid="99"), "LISTENER": "x"}
+    environment = {**environ(pid="4711", fds="1", fdnames="a", pidfdid=own_id()), "LISTENER": "x"}
     take_listen_fds(environment, ALL, pid=PID)
     assert environment == {"HOME": "/", "LISTENER": "x"}
 
@@ -80,6 +91,16 @@ def test_a_foreign_pid_is_named_beside_the_own_and_the_remedy_is_exec() -> None:
     assert "815" in error.what
     assert "4711" in error.what
     assert error.hint.startswith("start ww with exec")
+
+
+def test_the_same_pid_of_another_process_is_refused() -> None:
+    assert len(take(pid="4711", fds="1", pidfdid=own_id()).requests) == 1
+    for other in (str(int(own_id()) + 1), f"0{own_id()}", "", "x"):
+        if own_id(pidfs=True):
+            error = refused(pid="4711", fds="1", pidfdid=other)
+            assert "another LISTEN_PIDFDID" in error.what
+        else:  # Linux before 6.9 gives all of them one
+            assert len(take(pid="4711", fds="1", pidfdid=other).requests) == 1
 
 
 def test_without_a_pid_systemd_has_passed_nothing() -> None:
