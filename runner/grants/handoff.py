@@ -605,13 +605,21 @@ def send_command(
         )
     with _refusals(channel), _listener(channel) as listener:
         child = _Child(command, environ)
+        peer: _Peer | None = None
         failure: WwError | None = None
         came = False
         try:
             came = child.outlasts(listener)
             if came:
-                with _refusals(channel), _accept(channel, listener) as peer:
-                    _hand_over(peer, offers)
+                with _refusals(channel):
+                    peer = _accept(channel, listener)
+        except WwError as error:
+            failure = error
+    # Nobody else is to meet the socket from here on.
+    if peer is not None:
+        try:
+            with _refusals(channel), peer:
+                _hand_over(peer, offers)
         except WwError as error:
             failure = error
     for fd in inherited.sources.difference(STDIO):
