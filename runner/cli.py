@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from runner.errors import EXIT_USAGE, WwError
-from runner.output import STDERR, report, write
+from runner.output import STDERR, report, write_lines
 
 # The module and the name of each command. Only that of the command in use is imported.
 _COMMANDS = {
@@ -41,7 +41,7 @@ def run_click(state: dict[str, Any]) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
-        write(STDERR, [error.format_message()])
+        write_lines(STDERR, [error.format_message()])
         return EXIT_USAGE
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "ww"

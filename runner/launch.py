@@ -6,11 +6,12 @@ import os
 
 from runner import supervise
 from runner.commands.flags import fetch_options
-from runner.errors import EXIT_GRANT, EXIT_USAGE, WwError, printable
+from runner.errors import EXIT_FAILURE, EXIT_GRANT, EXIT_USAGE, WwError, printable
 from runner.grants.abi import environment, verbose_lines
 from runner.grants.collect import Sources, collect
 from runner.limits import read_limits, seconds
-from runner.output import STDERR, print_on_stderr, print_on_stdout
+from runner.output import STDOUT, print_on_stderr, print_on_stdout
+from runner.signals import signal
 from runner.status import open_status
 
 TYPE_CHECKING = False
@@ -84,18 +85,25 @@ def launch(
                 served=not values["no_serve"],
             )
             if values["explain"]:
-                return _explain(what, as_json=values["as_json"])
+                return _explain(what, inherited, as_json=values["as_json"])
             if "-" in tables and any(entry.source == 0 for entry in grants.entries):
                 _warn("--fd-from -: stdin was the table, so the cell's stdin is /dev/null")
             if values["fd_verbose"]:
                 print_on_stderr(verbose_lines(grants))
             return supervise.run(what, os.environ, status, signals, head_start)
-    except WwError as error:
-        status.failed(error)
-        raise
     except supervise.Ended as end:
         status.ended_by(end.signal)
         return 128 + end.signal
+    except WwError as error:
+        status.failed(str(error), error.code)
+        raise
+    except BrokenPipeError:
+        status.failed("stderr: nobody reads it", 128 + signal.SIGPIPE)
+        raise
+    except Exception as error:
+        # As runner.program says it: a lack of the system, or a defect.
+        status.failed(f"{type(error).__name__}: {error}", EXIT_FAILURE)
+        raise
 
 
 def _keep_apart(status_fd: int | None, grants: GrantPlan) -> None:
@@ -105,7 +113,8 @@ def _keep_apart(status_fd: int | None, grants: GrantPlan) -> None:
         WwError: With code 65 if the descriptor of --status-fd is granted.
     """
     for entry in grants.entries:
-        if entry.source is not None and entry.source == status_fd and entry.source > STDERR:
+        # What passes through as the cell's 0, 1 or 2 was not granted, and may be shared.
+        if entry.grant.name is not None and entry.source == status_fd is not None:
             raise WwError(
                 "--status-fd",
                 f"fd {status_fd} is granted to the cell, which could write events of its own",
@@ -122,9 +131,11 @@ def _console(grants: GrantPlan) -> tuple[tuple[int, ...], dict[str, str]]:
     return tuple(found), console.size_variables(found)
 
 
-def _explain(what: supervise.Run, *, as_json: bool) -> int:
+def _explain(what: supervise.Run, inherited: Inherited, *, as_json: bool) -> int:
     from runner import explain
 
+    if STDOUT in inherited.nulled:
+        raise WwError("stdout", "it is closed", hint="give it a file, or /dev/null")
     print_on_stdout([explain.as_json(what)] if as_json else explain.as_text(what))
     return 0
 

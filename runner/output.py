@@ -7,13 +7,21 @@ from runner.errors import WwError
 STDOUT, STDERR = 1, 2
 
 
-def write(fd: int, lines: list[str]) -> None:
+def write_lines(fd: int, lines: list[str]) -> None:
     """Write lines at once and unbuffered: what fails, fails here and not at the program's end.
 
     Raises:
         OSError: As write(2) says.
     """
-    data = "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
+    write(fd, "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
+
+
+def write(fd: int, data: bytes) -> None:
+    """Write all of it, and wait for room where there is none.
+
+    Raises:
+        OSError: As write(2) says.
+    """
     while data:
         try:
             data = data[os.write(fd, data) :]
@@ -63,7 +71,7 @@ def report(error: WwError, *, debug: bool = False) -> int:
 
         lines.insert(0, traceback.format_exc().rstrip())
     try:
-        write(STDERR, lines)
+        write_lines(STDERR, lines)
     except OSError:
         return error.code  # stderr is gone: the code has to say it
     return error.code
@@ -71,7 +79,7 @@ def report(error: WwError, *, debug: bool = False) -> int:
 
 def _print(fd: int, name: str, lines: list[str]) -> None:
     try:
-        write(fd, lines)
+        write_lines(fd, lines)
     except BrokenPipeError:
         raise  # the reader has seen enough, which is nobody's mistake
     except OSError as error:

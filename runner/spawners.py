@@ -6,7 +6,7 @@ import os
 import sys
 
 from runner.errors import WwError, printable
-from runner.output import STDERR, write
+from runner.output import STDERR, write_lines
 from sandbox import CACHE_SIZE, Spawner, SpawnerError, cache_home, connect
 
 TYPE_CHECKING = False
@@ -76,7 +76,7 @@ class HeadStart:
         # One that nobody has asked for by name need not be of use.
         if refusal and (debug or environ.get(SOCKET)):
             try:
-                write(STDERR, [f"ww: warning: {printable(refusal)} (so ww runs without it)"])
+                write_lines(STDERR, [f"ww: warning: {printable(refusal)} (so ww runs without it)"])
             except OSError:
                 return taken  # stderr is gone, and the cell can do without this line
         return taken

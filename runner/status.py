@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from runner.errors import EXIT_GRANT, WwError
+from runner.output import write
 from sandbox import granting
 
 TYPE_CHECKING = False
@@ -58,10 +59,17 @@ class Status:
         """Tell that a signal to ww ended the run."""
         self._exit(128 + number, "signal", "ww was asked to end", {"signal": str(number)})
 
-    def failed(self, error: WwError) -> None:
-        """Tell that no cell came to an end, and why, unless :meth:`ended` has told it."""
-        if not self._told:
-            self._exit(error.code, "error", str(error), {})
+    def failed(self, what: str, code: int) -> None:
+        """Tell that no cell came to an end, and why, unless :meth:`ended` has told it.
+
+        If that cannot be written, nothing is said of it: there is an error to be told already.
+        """
+        if self._told:
+            return
+        try:
+            self._exit(code, "error", what, {})
+        except WwError:
+            return
 
     def _exit(self, code: int, reason: str, what: str, extra: Mapping[str, object]) -> None:
         self._told = True
@@ -82,8 +90,7 @@ class Status:
 
         data = (json.dumps(event) + "\n").encode()
         try:
-            while data:
-                data = data[os.write(self._fd, data) :]
+            write(self._fd, data)
         except OSError as error:
             fd, self._fd = self._fd, None
             raise WwError(_ORIGIN, f"fd {fd} cannot be written: {error.strerror}") from error

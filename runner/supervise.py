@@ -296,8 +296,8 @@ def _give_up(cell: int, grants: GrantPlan) -> None:
 class Signals:
     """What asks ww to end, while it is in its ``with`` block: :class:`Ended` is raised there.
 
-    The signals that follow the first are ignored. One that ww was started to ignore (nohup(1), a
-    background job) stays ignored.
+    The signals that follow the first are ignored, until the process ends. One that ww was started
+    to ignore (nohup(1), a background job) stays ignored.
     """
 
     def __init__(self) -> None:
@@ -313,12 +313,12 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         ending, self._over = self._over, True
+        if ending:
+            return  # what was begun comes to its end, whatever signals follow
         # Python complains of a signal that it has taken note of and then finds no handler for.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, self._before)
         for number, handler in self._before.items():
-            # Its own for SIGINT writes a traceback, and what ends has no use for one.
-            default = ending and handler is signal.default_int_handler
-            signal.signal(number, signal.SIG_DFL if default else handler)
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def grace(self, seconds: float) -> _Grace:

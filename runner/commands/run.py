@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from runner.commands import flags
-from runner.commands.command import Command
+from runner.commands.command import Silent
 from runner.commands.flags import RUN
 from runner.commands.options import debug_option, limit_options, option
 from runner.commands.state import DEBUG, HEAD_START, INHERITED
@@ -14,7 +14,7 @@ from runner.launch import launch
 from runner.limits import FLAGS
 
 
-class _RunCommand(Command):
+class _RunCommand(Silent):
     """A command with options whose value is optional.
 
     click gives such an option the argument that follows it, and here that is the cell.

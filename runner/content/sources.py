@@ -256,7 +256,7 @@ def _warn(text: str) -> None:
 
 
 def _note(text: str) -> None:
-    from runner.output import STDERR, write
+    from runner.output import STDERR, write_lines
 
     with suppress(OSError):  # nobody is there to be told
-        write(STDERR, [printable(text)])
+        write_lines(STDERR, [printable(text)])

@@ -214,14 +214,14 @@ def _read(table: str) -> tuple[bytes, str]:
     """Return a table's bytes, at most one more than there may be, and its name for errors."""
     from runner.grants.reader import MAX_BYTES
 
-    if table == _STDIN:
-        data = _read_all(0, MAX_BYTES + 1)
-        null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        os.dup2(null, 0, inheritable=False)
-        os.close(null)
-        return data, "<stdin>"
-    path = table.removeprefix("@")
+    path = "<stdin>" if table == _STDIN else table.removeprefix("@")
     try:
+        if table == _STDIN:
+            data = _read_all(0, MAX_BYTES + 1)
+            null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            os.dup2(null, 0, inheritable=False)
+            os.close(null)
+            return data, path
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
         try:
             return _read_all(fd, MAX_BYTES + 1), path
@@ -235,6 +235,22 @@ def _read(table: str) -> tuple[bytes, str]:
 
 def _read_all(fd: int, most: int) -> bytes:
     data = b""
-    while len(data) < most and (more := os.read(fd, most - len(data))):
+    while len(data) < most:
+        try:
+            more = os.read(fd, most - len(data))
+        except BlockingIOError:
+            _wait(fd)
+            continue
+        if not more:
+            break
         data += more
     return data
+
+
+def _wait(fd: int) -> None:
+    """Wait until there is something to read. Whoever shares a pipe may have set O_NONBLOCK."""
+    import select
+
+    something = select.poll()
+    something.register(fd, select.POLLIN)
+    something.poll()

@@ -349,6 +349,13 @@ def test_a_descriptor_of_events_is_not_granted_to_the_cell(ww: Ww) -> None:
         done = ww.run("run", *flags, HELLO, fds={3: events})
     assert done.returncode == 65
     assert b"fd 3 is granted to the cell, which could write events of its own" in done.stderr
+    for number, grant in (("1", "log=1,target=10"), ("2", "stderr,move=true")):
+        done = ww.run("run", "--status-fd", number, "--fd", grant, HELLO)
+        assert done.returncode == 65
+        assert b"is granted to the cell" in done.stderr
+    # What only passes through is the caller's to share.
+    done = ww.run("run", "--status-fd", "2", HELLO)
+    assert json.loads(done.stderr.splitlines()[-1])["code"] == 0
 
 
 @pytest.mark.parametrize(
@@ -382,9 +389,13 @@ def test_a_result_that_nobody_can_get_is_an_error(ww: Ww, line: str) -> None:
     assert ww.shell(f"ww {said} >/dev/null").returncode == 0
 
 
-def test_a_command_without_a_result_needs_no_stdout(ww: Ww) -> None:
-    done = ww.shell(f"ww run {HELLO} >&-")
+@pytest.mark.parametrize("variables", ["", "WW_WITH_IPFS=0 "], ids=["plain", "by click"])
+def test_a_command_without_a_result_needs_no_stdout(ww: Ww, variables: str) -> None:
+    done = ww.shell(f"{variables}ww run {HELLO} >&-")
     assert (done.returncode, done.stderr) == (0, b"")
+    done = ww.shell(f"{variables}ww run --explain {HELLO} >&-")
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"ww: error: stdout: it is closed")
 
 
 def test_an_empty_path_is_named_as_such(ww: Ww) -> None:

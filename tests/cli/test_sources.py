@@ -1,6 +1,9 @@
 """Every way to grant a descriptor, typed as a user types it; and what tells of it."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +248,66 @@ def test_status_tells_an_error_of_ww_once(ww: Ww) -> None:
     refused = ww.shell(f"ww run --status-fd 9 --fd a=7 {HELLO} 9>status")
     assert refused.returncode == 65
     assert events(ww.tmp / "status")[-1]["code"] == 65
+
+
+def test_status_tells_the_end_where_nobody_reads_what_ww_says(ww: Ww) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with (ww.tmp / "status").open("wb") as status:
+        flags = ("--status-fd", "9", "--fd-verbose", "--fd", "a=5")
+        with ww.popen(
+            *("run", *flags, HELLO), fds={5: Path("/dev/null"), 9: status}, stderr=writer
+        ) as process:
+            os.close(writer)
+            process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGPIPE
+    (end,) = events(ww.tmp / "status")
+    assert (end["event"], end["code"], end["reason"]) == ("exit", 141, "error")
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_status_tells_the_signal_that_ended_ww_however_soon_another_follows(
+    ww: Ww, second: signal.Signals
+) -> None:
+    (ww.tmp / "private").mkdir(mode=0o700)
+    for _ in range(4):
+        with (ww.tmp / "status").open("wb") as status:
+            flags = ("--status-fd", "9", "--fdctl", "private/socket,listen=true")
+            with ww.popen("run", *flags, HELLO, fds={9: status}) as process:
+                while not (ww.tmp / "private" / "socket").exists():
+                    time.sleep(0.01)
+                process.send_signal(signal.SIGQUIT)
+                process.send_signal(second)
+                process.communicate(timeout=60)
+        # Of two that come at once, either may be seen first.
+        number = process.returncode - 128
+        assert number in (signal.SIGQUIT, second)
+        (end,) = events(ww.tmp / "status")
+        assert (end["code"], end["signal"]) == (process.returncode, str(number))
+
+
+def test_status_and_a_table_wait_where_they_would_have_to(ww: Ww) -> None:
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    status_reader, status_writer = os.pipe2(os.O_NONBLOCK)
+    filled = b"x" * (1 << 16)
+    os.write(status_writer, filled)
+    flags = ("--status-fd", "9", "--fd-from", "-")
+    with ww.popen("run", *flags, HELLO, stdin=reader, fds={9: status_writer}) as process:
+        os.close(reader)
+        os.close(status_writer)
+        time.sleep(0.2)
+        os.write(writer, b'(fd :name "a" :fd 2 :target 12)')
+        os.close(writer)
+        time.sleep(0.2)
+        os.set_blocking(status_reader, True)
+        with open(status_reader, "rb") as status:
+            said = status.read()
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert granted(out).count("(fd 12)") == 1
+    assert [json.loads(line)["event"] for line in said[len(filled) :].splitlines()] == [
+        *("start", "grant", "exit"),
+    ]
 
 
 def test_status_to_what_cannot_be_written_is_65(ww: Ww) -> None:

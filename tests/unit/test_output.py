@@ -6,7 +6,7 @@ import os
 import threading
 import time
 
-from runner.output import write
+from runner.output import write_lines
 
 
 def test_a_pipe_that_is_non_blocking_and_full_is_waited_for() -> None:
@@ -22,7 +22,7 @@ def test_a_pipe_that_is_non_blocking_and_full_is_waited_for() -> None:
     reader = threading.Thread(target=take)
     reader.start()
     lines = [str(number) for number in range(50_000)]  # more than a pipe holds
-    write(writing, lines)
+    write_lines(writing, lines)
     os.close(writing)
     reader.join()
     os.close(reading)
