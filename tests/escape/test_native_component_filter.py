@@ -20,7 +20,7 @@ from tests.probes.variant import FILTERED, NATIVE
 LAYER = (
     (NATIVE + FILTERED)
     .replace(
-        'install(seccomp.build("run-directories" if wide else "run"))',
+        'install(seccomp.build(profiles("cell", plan)[1]))',
         'install(seccomp.build("run-component"))',
     )
     .replace(

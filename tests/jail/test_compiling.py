@@ -797,7 +797,7 @@ def test_real_cells_are_compiled_under_the_default_limits_and_only_once(
     ww: Ww, foreign_cell: BuildFunction, name: str
 ) -> None:
     cell = foreign_cell(name)
-    first = run(ww, cell, *REAL[name])
+    first = run(ww, cell, *REAL[name], timeout=300)  # emulated, resvg takes a minute
     assert first.compiled == 1
     assert b"limit" not in first.err
     second = run(ww, cell, *REAL[name])
