@@ -422,7 +422,7 @@ exec chroot --userspec={ids} "{folder}" "$@"
 
 
 def chroot(ww: Ww, folder: Path, *parts: str, uid: int = 0) -> list[str]:
-    tree = [str(path) for path in {REPO, Path(sys.prefix), ww.root}]
+    tree = [str(path) for path in {REPO, Path(sys.prefix).resolve(), ww.root}]
     bare = [part for part in ("/bin", "/lib", "/lib64") if not os.path.islink(part)]
     script = CHROOT.format(
         parts=" ".join([*parts, *bare, "/usr", "/dev", "/tmp", *tree]),
