@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import BuildFunction, Leftovers, Ww
+from tests.conftest import REPO, BuildFunction, Leftovers, Ww
 from tests.jail.inside import ZYGOTE, call, name_of, perform, variant
 
 LeftoversFixture = Callable[..., Leftovers]
@@ -405,3 +405,25 @@ def test_an_interrupted_command_says_nothing(ww: Ww) -> None:
     out, err = process.communicate(timeout=60)
     os.close(writing)
     assert (process.returncode, out, err) == (130, b"", b"")
+
+
+SIGNALLED_AGAIN = """
+import os, signal, time
+from runner.supervise import Ended, Signals
+try:
+    with Signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+except Ended as end:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        os.kill(os.getpid(), number)
+    print("ended by", end.signal)
+"""
+
+
+def test_what_the_first_signal_has_begun_comes_to_its_end_whatever_follows() -> None:
+    # Until then, the end is told on --status-fd and the spawner is waited for.
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED_AGAIN], cwd=REPO, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ended by 15\n", "")
