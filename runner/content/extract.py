@@ -268,13 +268,13 @@ def _make_missing(path: str, made: list[str]) -> None:
         missing.append(path)
         path = os.path.dirname(path.rstrip("/"))
     for parent in reversed(missing):
+        made.append(parent)  # a signal may raise as soon as it is there
         try:
             os.mkdir(parent)
-        except FileExistsError:
-            if not os.path.isdir(parent):
+        except OSError as error:
+            made.pop()
+            if not isinstance(error, FileExistsError) or not os.path.isdir(parent):
                 raise
-        else:
-            made.append(parent)
 
 
 @contextlib.contextmanager
@@ -309,13 +309,19 @@ def _place(staging: int, directory: int, name: bytes, shown: str) -> None:
 
 
 def _place_directory(staging: int, directory: int, name: bytes) -> None:
-    os.mkdir(name, 0o700, dir_fd=directory)
+    made = True  # a signal may raise as soon as it is there
     try:
+        try:
+            os.mkdir(name, 0o700, dir_fd=directory)
+        except OSError:
+            made = False
+            raise
         # Onto an empty directory only: what anybody has put into it meanwhile is not replaced.
         os.rename(name, name, src_dir_fd=staging, dst_dir_fd=directory)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.rmdir(name, dir_fd=directory)
+        if made:
+            with contextlib.suppress(OSError):
+                os.rmdir(name, dir_fd=directory)
         raise
 
 

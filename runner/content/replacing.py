@@ -30,8 +30,9 @@ def replacing(path: str, mode: int, temporary: str = "") -> Iterator[BinaryIO]:
             os.unlink(temporary)
     else:
         temporary = os.path.join(directory, f".ww-{os.urandom(8).hex()}")
-    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    # Within the block, because a signal may raise as soon as the file is there.
     try:
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with open(file, "wb") as out:
             yield out
             out.flush()

@@ -359,13 +359,23 @@ def _listener(channel: Channel) -> Iterator[socket.socket]:
                 "use a directory of your own with mode 0700, as $XDG_RUNTIME_DIR",
             )
         os.fchmod(listener.fileno(), stat.S_IRUSR | stat.S_IWUSR)
-        listener.bind(address)
+        name = os.path.basename(channel.path)
+        made = True  # a signal may raise as soon as the file is there
         try:
+            try:
+                listener.bind(address)
+            except OSError:
+                made = False
+                raise
             listener.listen(1)
             yield listener
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.basename(channel.path), dir_fd=directory)
+            if made:
+                # Nothing that is called may come before, or a signal might raise there.
+                try:  # noqa: SIM105
+                    os.unlink(name, dir_fd=directory)
+                except FileNotFoundError:
+                    pass
 
 
 def _accept(channel: Channel, listener: socket.socket) -> _Peer:

@@ -444,6 +444,30 @@ class TestDamage:
                 bring(store, root, out)
             assert listing(out) == before
 
+    def test_an_interrupt_just_after_a_directory_was_made_leaves_nothing(
+        self, store: MemoryStore, out: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        inner = put_directory(store, [("a", put_raw(store, b"a"))])
+        root = put_directory(store, [("inner", inner)])
+        before = listing(out)
+        made: list[str] = []
+
+        def mkdir(path: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+            real(path, mode, dir_fd=dir_fd)
+            made.append(path)
+            if len(made) == moment:
+                raise KeyboardInterrupt
+
+        real = os.mkdir
+        monkeypatch.setattr(os, "mkdir", mkdir)
+        # The directory above, the staging directory, what is in that, and its place at the end.
+        for count in range(1, 5):
+            moment = count
+            made.clear()
+            with pytest.raises(KeyboardInterrupt):
+                bring(store, root, out / "new" / "newer", "inner")
+            assert listing(out) == before
+
     def test_a_full_disk_leaves_nothing(
         self, store: MemoryStore, out: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -129,3 +129,24 @@ def test_a_pin_is_on_the_disk_with_its_directory_when_it_is_made(
     directory = str(tmp_path / "pins")
     assert os.path.dirname(synced[1]) == directory  # the file, before it has its name
     assert synced == [str(tmp_path), synced[1], directory]
+
+
+def test_an_interrupt_just_after_a_file_was_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pins.add(str(tmp_path), TWO, "before")
+    before = sorted(os.listdir(tmp_path / "pins"))
+    real = os.open
+
+    def interrupted(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        fd = real(path, flags, mode, dir_fd=dir_fd)
+        if flags & os.O_CREAT:
+            os.close(fd)
+            raise KeyboardInterrupt
+        return fd
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pins.add(str(tmp_path), ONE, "a")
+    assert sorted(os.listdir(tmp_path / "pins")) == before

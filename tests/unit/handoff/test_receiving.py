@@ -397,6 +397,21 @@ def test_a_listener_to_whom_nobody_comes_takes_the_socket_away(path: Path) -> No
     assert not path.exists()
 
 
+def test_a_listener_that_is_interrupted_as_soon_as_the_socket_is_there_takes_it_away(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(listener: socket.socket, address: str) -> None:
+        bind(listener, address)
+        assert path.is_socket()
+        raise KeyboardInterrupt
+
+    bind = socket.socket.bind
+    monkeypatch.setattr(socket.socket, "bind", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        receive(channel(path)._replace(listen=True))
+    assert not path.exists()
+
+
 def test_a_listener_whose_peer_lies_takes_the_socket_away(path: Path) -> None:
     with connecting(path, sends((forms("a"), 2))):
         refused(channel(path)._replace(listen=True))
