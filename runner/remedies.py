@@ -60,6 +60,8 @@ _SCOPE = "systemd-run --user --scope -p Delegate=yes"
 
 # include/uapi/linux/capability.h
 _CAP_SYS_ADMIN = 21
+# With them root drops its groups, and maps the cell's id, which is not its own.
+_CAPS_OF_IDS = {"CAP_SETGID": 6, "CAP_SETUID": 7}
 
 
 def remedy(step: str, number: int) -> str:
@@ -76,6 +78,11 @@ def remedy(step: str, number: int) -> str:
         return (
             "this root is one of a user namespace that does not have the cell's id: run ww as an "
             "ordinary user, or map more ids into the namespace"
+        )
+    if step in ("spawner", "id maps") and number == errno.EPERM and (lack := _root_lacks()):
+        return (
+            f"this root lacks {lack}, as in a container with dropped capabilities: run ww as an "
+            "ordinary user, or do not drop that (docker and podman: --cap-add)"
         )
     match step:
         case "namespaces" | "id maps":
@@ -119,13 +126,21 @@ def remedy(step: str, number: int) -> str:
                 "see chmod(1), or --uid"
             )
         return hint
-    return ""
+    # It may forbid anything: to open what has no path in its eyes, for one.
+    return _confined() if number in _REFUSED else ""
 
 
 def _root_of_few_ids() -> bool:
     """Tell whether this is root in a user namespace that maps few ids; user_namespaces(7)."""
     counts = [int(line.split()[2]) for line in _read("/proc/self/uid_map").splitlines()]
     return os.geteuid() == 0 and sum(counts) < _USUAL_IDS
+
+
+def _root_lacks() -> str:
+    """Return which of its capabilities over ids this root has not, if it is root."""
+    if os.geteuid() != 0:
+        return ""
+    return " and ".join(name for name, number in _CAPS_OF_IDS.items() if not _capable(number))
 
 
 def _user_namespaces(step: str, number: int) -> str:
@@ -171,13 +186,18 @@ def _withheld(step: str) -> str:
             )
     if _filtered():
         return _lift("a system call filter, as a container's, forbids it", step)
+    return _confined()
+
+
+def _confined() -> str:
+    """Name the AppArmor profile that ww is under, which may have refused; apparmor(7)."""
     profile = _apparmor_profile()
-    if profile:
-        return (
-            f"the AppArmor profile '{profile}' may forbid it: run ww under another (docker and "
-            "podman: --security-opt apparmor=unconfined)"
-        )
-    return ""
+    if not profile:
+        return ""
+    return (
+        f"the AppArmor profile '{profile}' may forbid it: run ww under another (docker and "
+        "podman: --security-opt apparmor=unconfined)"
+    )
 
 
 def _no_call(step: str) -> str:

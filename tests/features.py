@@ -32,6 +32,8 @@ FEATURES = {
     "vagrant": "vagrant, to check the Vagrantfile",
     "bwrap": "bubblewrap, as a sandbox to run ww in",
     "openssl": "openssl, to make a certificate",
+    "apparmor": "AppArmor is on, and its profiles can be loaded",
+    "apparmor-userns": "AppArmor decides who makes user namespaces (Linux 6.7)",
     "x86-64": "an x86-64 processor",
     "processor": "a real processor, or a virtual one: not one that qemu emulates",
 }

@@ -140,10 +140,19 @@ def test_programs_belong_to_a_feature() -> None:
     assert of_program("vagrant") == "vagrant"
 
 
-def test_the_build_server_requires_names_that_there_are() -> None:
+def test_the_build_server_and_the_test_machine_require_all_names_between_them() -> None:
     found = re.search(r"WW_REQUIRE=\$\{WW_REQUIRE-([^}]*)\}", (REPO / ".ci/run").read_text())
     assert found is not None
-    assert set(found[1].split(",")) == set(FEATURES)
+    of_server = set(found[1].split(","))
+    text = (REPO / "scripts" / "vm" / "guest" / "tests").read_text()
+    of_machine = {
+        name
+        for names in re.findall(r"\bWW_REQUIRE\+?=([\w,-]+)", text)
+        for name in names.strip(",").split(",")
+    }
+    assert of_server | of_machine == set(FEATURES)
+    # What only the tests of tests/vm/guest need, which no server collects.
+    assert of_machine - of_server == {"apparmor", "apparmor-userns"}
 
 
 def test_the_document_lists_them_all() -> None:

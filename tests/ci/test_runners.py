@@ -207,8 +207,17 @@ MADE = {
         )
     ),
 }
-ROOTS = "docker, seccomp and AppArmor unconfined, its root"
+# Only root can make them.
+ROOTS = {
+    "docker, seccomp and AppArmor unconfined, its root": Made(docker_root),
+    "a container's root without capabilities": Made(lambda: ["setpriv", "--bounding-set=-all"]),
+}
 CHROOT = "a chroot"
+# These take AppArmor: tests/vm/guest/test_apparmor.py makes them.
+IN_TEST_MACHINE = (
+    "docker, seccomp unconfined, its AppArmor profile",
+    "an AppArmor profile without userns,",
+)
 # The machines of tests/cli/test_doctor.py.
 KNOWN = {
     "hardened with user.max_user_namespaces=0": REFUSALS["no user namespaces"].host,
@@ -229,7 +238,7 @@ CGROUPS = ("cgroup memory", "cgroup pids")
 
 
 def test_every_line_of_the_table_is_made_and_nothing_else() -> None:
-    assert set(TABLE) == {*MADE, *KNOWN, ROOTS, CHROOT}
+    assert set(TABLE) == {*MADE, *KNOWN, *ROOTS, CHROOT, *IN_TEST_MACHINE}
     assert len(TABLE) == len(LINES)
 
 
@@ -310,10 +319,11 @@ def test_a_runner_gives_what_the_table_says(
 
 
 @needs("root", CAN_BE_ROOT, "only root can be the root of a container")
+@pytest.mark.parametrize("machine", ROOTS)
 def test_the_root_of_a_container_gets_what_the_table_says(
-    ww: Ww, leftovers: LeftoversFixture
+    ww: Ww, leftovers: LeftoversFixture, machine: str
 ) -> None:
-    hold(ww, ROOTS, Made(docker_root), leftovers)
+    hold(ww, machine, ROOTS[machine], leftovers)
 
 
 # --- directories, where mounts cannot be copied or paths not be opened as usual -------------------

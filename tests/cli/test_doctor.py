@@ -407,6 +407,23 @@ def test_root_of_a_namespace_of_few_ids_is_told_so(
     refused(ww_account, refusal, leftovers)
 
 
+@needs("root", CAN_BE_ROOT, "only root has capabilities to lose")
+@pytest.mark.parametrize(
+    ("kept", "step", "lacking"),
+    [
+        ("-all", "spawner", "CAP_SETGID and CAP_SETUID"),
+        ("-all,+setuid", "spawner", "CAP_SETGID"),
+        ("-all,+setgid", "id maps", "CAP_SETUID"),
+    ],
+)
+def test_root_without_capabilities_over_ids_is_told_so(
+    ww: Ww, leftovers: LeftoversFixture, kept: str, step: str, lacking: str
+) -> None:
+    host = ["setpriv", f"--bounding-set={kept}"]
+    remedy = f"this root lacks {lacking}, as in a container"
+    refused(ww, Refusal(host, step, step, "refused", "EPERM", remedy), leftovers)
+
+
 # A folder with what the interpreter, its packages and this tree need, and not a mount itself.
 CHROOT = """
 set -e

@@ -137,6 +137,15 @@ def test_an_apparmor_profile_is_named(machine: Machine) -> None:
     assert "apparmor=unconfined" in hint
 
 
+@pytest.mark.parametrize("step", ["code", "spawner", "descriptors"])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+def test_an_apparmor_profile_may_forbid_any_step(machine: Machine, step: str, number: int) -> None:
+    assert remedy(step, number) == ""
+    machine.files[PROFILE] = "tool (enforce)"
+    assert "'tool'" in remedy(step, number)
+    assert remedy(step, errno.EMFILE) == ""
+
+
 @pytest.mark.parametrize("label", ["unconfined", "flatpak (unconfined)", "tool (complain)", ""])
 def test_a_profile_that_confines_nothing_is_not_blamed(machine: Machine, label: str) -> None:
     machine.files[PROFILE] = label
@@ -167,6 +176,18 @@ def test_root_of_few_ids_is_told_so(machine: Machine) -> None:
     machine.files[UID_MAP] = "0 1000 1"
     for step in ("spawner", "id maps"):
         assert "does not have the cell's id" in remedy(step, errno.EPERM)
+
+
+def test_root_without_capabilities_over_ids_is_told_which(machine: Machine) -> None:
+    machine.be_root(f"{0b1000000:016x}")
+    for step in ("spawner", "id maps"):
+        assert "this root lacks CAP_SETUID, as" in remedy(step, errno.EPERM)
+    machine.be_root(f"{0:016x}")
+    assert "this root lacks CAP_SETGID and CAP_SETUID, as" in remedy("spawner", errno.EPERM)
+    machine.uid = 1000
+    assert "lacks" not in remedy("spawner", errno.EPERM)
+    machine.be_root()
+    assert "lacks" not in remedy("spawner", errno.EPERM)
 
 
 def test_a_security_module_is_blamed_for_what_the_kernel_never_says(machine: Machine) -> None:
