@@ -52,6 +52,7 @@ def as_text(run: Run) -> list[str]:
     lines += [f"with: {key}: {value}" for key, value in plan["with"].items()]
     lines += [f"limit: {flag.name} {flag.shown(run.limits)}" for flag in FLAGS]
     lines.append(f"grace: {run.grace:g}s")
+    lines.append(f"ends with: {plan['ends_with']}")
     lines += [f"jail: {key}: {value}" for key, value in plan["jail"].items()]
     lines += [f"required: {feature}" for feature in plan["required"]]
     return lines
@@ -68,6 +69,7 @@ def _plan(run: Run) -> dict[str, Any]:
         "with": _capabilities(run),
         "limits": run.limits._asdict(),
         "grace": run.grace,
+        "ends_with": "ww, and the process that started it" if run.die_with_parent else "ww",
         "network": run.network,
         "required": list(run.required),
         "jail": {

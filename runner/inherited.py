@@ -24,23 +24,26 @@ class Inherited:
             so this process has opened them itself.
         nulled: Those of 0, 1, 2 that were closed, and are /dev/null now. No source: the caller
             has not opened them.
+        parent: The process that started this one.
     """
 
-    __slots__ = ("close_on_exec", "nulled", "sources")
+    __slots__ = ("close_on_exec", "nulled", "parent", "sources")
 
     def __init__(
         self,
         sources: frozenset[int],
         close_on_exec: frozenset[int] = frozenset(),
         nulled: frozenset[int] = frozenset(),
+        parent: int = 0,
     ) -> None:
         self.sources = sources
         self.close_on_exec = close_on_exec
         self.nulled = nulled
+        self.parent = parent
 
     def with_received(self, fds: frozenset[int]) -> "Inherited":
         """Return the same with more sources: what a peer has handed over since."""
-        return Inherited(self.sources | fds, self.close_on_exec - fds, self.nulled)
+        return Inherited(self.sources | fds, self.close_on_exec - fds, self.nulled, self.parent)
 
 
 def capture() -> Inherited:
@@ -54,6 +57,7 @@ def capture() -> Inherited:
     Raises:
         WwError: With code 67 if /dev/null or /proc/self/fd cannot be opened.
     """
+    parent = os.getppid()
     nulled = frozenset(number for number in STDIO if _open_null(number))
     sources = set()
     close_on_exec = set()
@@ -69,7 +73,7 @@ def capture() -> Inherited:
         else:
             sources.add(number)
         fcntl.fcntl(number, fcntl.F_SETFD, flags | fcntl.FD_CLOEXEC)
-    return Inherited(frozenset(sources), frozenset(close_on_exec), nulled)
+    return Inherited(frozenset(sources), frozenset(close_on_exec), nulled, parent)
 
 
 def _open_null(number: int) -> bool:

@@ -47,6 +47,8 @@ def launch(
     status = open_status(values["status_fd"], inherited)
     try:
         with supervise.Signals() as signals:
+            if values["die_with_parent"]:
+                _die_with(inherited.parent)
             bounds = read_limits(values)
             grace = seconds(values["grace"], "--grace", least=0)
             sources = Sources(
@@ -76,6 +78,7 @@ def launch(
                 required=tuple(dict.fromkeys(values["required"])),
                 isolation=values["isolation"],
                 grace=grace,
+                die_with_parent=values["die_with_parent"],
                 debug=debug,
                 ipfs=sources.ipfs,
                 terminals=terminals,
@@ -104,6 +107,23 @@ def launch(
         # As runner.program says it: a lack of the system, or a defect.
         status.failed(f"{type(error).__name__}: {error}", EXIT_FAILURE)
         raise
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel ask ww to end when what started it ends; PR_SET_PDEATHSIG(2const).
+
+    Args:
+        parent: The process that started it.
+    """
+    import prctl
+
+    number = signal.SIGTERM
+    if signal.getsignal(number) == signal.SIG_IGN:
+        number = signal.SIGKILL  # the cell ends with ww in any case
+    prctl.set_pdeathsig(number)
+    # It may have ended before.
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)
 
 
 def _keep_apart(status_fd: int | None, grants: GrantPlan) -> None:

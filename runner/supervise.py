@@ -77,6 +77,7 @@ class Run(Record):
         required: The features of the jail that must not be missing.
         isolation: How the cell is kept apart.
         grace: Seconds that it may go on after ww was asked to end.
+        die_with_parent: Whether ww is asked to end when the process that started it has ended.
         debug: Whether the spawner may write tracebacks to stderr.
         ipfs: Whether it has /ipfs.
         terminals: The targets of terminals that it may know to be some.
@@ -104,6 +105,7 @@ class Run(Record):
     invoke: str = ""
     trap_unknown: bool = False
     served: bool = True
+    die_with_parent: bool = False
 
 
 class Ended(BaseException):

@@ -264,6 +264,12 @@ RUN: Final = (
         shown=True,
     ),
     Option(
+        "--die-with-parent",
+        "die_with_parent",
+        "End the cell, as SIGTERM does, when the process that started ww ends.",
+        switch=True,
+    ),
+    Option(
         "--no-serve",
         "no_serve",
         "Start a spawner for this run, even where 'ww serve' has one. [WW_SOCKET=off]",

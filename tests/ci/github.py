@@ -4,11 +4,12 @@ Each step's script is run by bash as the runner does it (``shell: bash``), with 
 files that it gives; expressions are put in where the runner does so, which is never in a script.
 """
 
+import contextlib
 import os
 import re
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,13 +85,7 @@ class Runner:
             inputs: What stands below `with:`.
         """
         action = load(ACTION.read_text())
-        given = {name.replace("_", "-"): value for name, value in inputs.items()}
-        unknown = given.keys() - action["inputs"].keys()
-        assert not unknown, unknown
-        context = {
-            f"inputs.{name}": given.get(name, about.get("default", ""))
-            for name, about in action["inputs"].items()
-        }
+        context = _context(action, inputs)
         result = Result()
         for step in action["runs"]["steps"]:
             if only and step["name"] not in only:
@@ -104,7 +99,47 @@ class Runner:
             result.outputs[name] = _filled(about["value"], context)
         return result
 
+    @contextlib.contextmanager
+    def begun(self, name: str, **inputs: str) -> Iterator["Begun"]:
+        """Start one step and do not wait for it: the block is to end it."""
+        action = load(ACTION.read_text())
+        (step,) = (step for step in action["runs"]["steps"] if step["name"] == name)
+        script, folder, environment = self._prepared(step, _context(action, inputs))
+        with subprocess.Popen(
+            [*self._prefix, *SHELL, script],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            try:
+                yield Begun(process, Path(environment["GITHUB_OUTPUT"]))
+            finally:
+                process.kill()
+
     def _step(self, step: Mapping[str, Any], context: dict[str, str], result: Result) -> None:
+        script, folder, environment = self._prepared(step, context)
+        done = subprocess.run(
+            [*self._prefix, *SHELL, script],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=300,
+            check=False,
+        )
+        result.log += done.stdout.decode(errors="replace")
+        result.errors += done.stderr.decode(errors="replace")
+        result.code = done.returncode
+        result.path += Path(environment["GITHUB_PATH"]).read_text().split()
+        for name, value in _outputs(Path(environment["GITHUB_OUTPUT"])).items():
+            context[f"steps.{step['id']}.outputs.{name}"] = value
+
+    def _prepared(
+        self, step: Mapping[str, Any], context: dict[str, str]
+    ) -> tuple[Path, Path, dict[str, str]]:
+        """Return the script of a step, where it runs, and its environment."""
         assert step["shell"] == "bash"
         self._number += 1
         stem = self.temporary / f"{self._number}"
@@ -127,24 +162,48 @@ class Runner:
             "SECRET_TOKEN": "a secret of the job",
             **{name: _filled(value, context) for name, value in step.get("env", {}).items()},
         }
-        folder = self.workspace / _filled(step.get("working-directory", "."), context)
-        done = subprocess.run(
-            [*self._prefix, *SHELL, script],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=300,
-            check=False,
+        return (
+            script,
+            self.workspace / _filled(step.get("working-directory", "."), context),
+            environment,
         )
-        result.log += done.stdout.decode(errors="replace")
-        result.errors += done.stderr.decode(errors="replace")
-        result.code = done.returncode
-        result.path += path.read_text().split()
-        for line in output.read_text().splitlines():
-            name, equals, value = line.partition("=")
-            assert equals, f"no output: {line}"
-            context[f"steps.{step['id']}.outputs.{name}"] = value
+
+
+@dataclass
+class Begun:
+    """A step that goes on.
+
+    Attributes:
+        process: Its shell.
+        file: Its outputs.
+    """
+
+    process: subprocess.Popen[bytes]
+    file: Path
+
+    def output(self) -> dict[str, str]:
+        """What it has told until now."""
+        return _outputs(self.file)
+
+
+def _context(action: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, str]:
+    """What the expressions of a step refer to, before the first has run."""
+    given = {name.replace("_", "-"): value for name, value in inputs.items()}
+    unknown = given.keys() - action["inputs"].keys()
+    assert not unknown, unknown
+    return {
+        f"inputs.{name}": given.get(name, about.get("default", ""))
+        for name, about in action["inputs"].items()
+    }
+
+
+def _outputs(file: Path) -> dict[str, str]:
+    found = {}
+    for line in file.read_text().splitlines():
+        name, equals, value = line.partition("=")
+        assert equals, f"no output: {line}"
+        found[name] = value
+    return found
 
 
 def _filled(text: str, context: Mapping[str, str]) -> str:

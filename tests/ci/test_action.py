@@ -2,23 +2,31 @@
 
 import errno
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from wasmtime import wat2wasm
 
 from tests.ci.document import CI, blocks, rows, section
 from tests.ci.github import ACTION, Runner, last_event, load
 from tests.ci.test_runners import SETTING
 from tests.cli.test_doctor import refusing
-from tests.conftest import EXAMPLES, REPO
+from tests.conftest import CAN_BE_ROOT, EXAMPLES, REPO, Leftovers
 from tests.features import FEATURES, needs
+
+LeftoversFixture = Callable[..., Leftovers]
 
 HELLO = str(EXAMPLES / "hello" / "hello.wasm")
 CAT = str(EXAMPLES / "cat-fds" / "cat-fds.wasm")
+ESCAPE = str(EXAMPLES / "escape" / "escape.wasm")
+LOOP = wat2wasm('(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))')
 
 LIFT = "Lift AppArmor's restriction of user namespaces"
 INSTALL, DOCTOR, RUN = "Install ww", "Can cells run here?", "Run the cell"
@@ -116,7 +124,10 @@ def test_it_installs_asks_and_runs_and_tells(runner: Runner) -> None:
     assert (result.code, result.ran) == (0, ALL), result.log
     assert "A cell can run here.\n" in result.log
     assert "Hello from a cell. one two words\n" in result.log
-    assert result.path == [str(REPO / ".venv" / "bin")]
+    # Beside ww's own program there are a python and a pip, which later steps must not get.
+    (path,) = result.path
+    assert os.listdir(path) == ["ww"]
+    assert os.path.realpath(f"{path}/ww") == str(REPO / ".venv" / "bin" / "ww")
     events = Path(result.outputs.pop("status-file"))
     assert result.outputs == {"exit-code": "0", "reason": "exit"}
     assert events.parent == runner.temporary
@@ -136,6 +147,18 @@ def test_a_machine_that_refuses_is_told_and_no_cell_is_run(tmp_path: Path) -> No
     # Who asked not to fail learns it from the output.
     result = runner.run(cell=HELLO, fail="false", only=[DOCTOR, RUN])
     assert (result.code, result.ran, result.outputs["exit-code"]) == (0, [DOCTOR], "67")
+
+
+@needs_install
+@needs("root", CAN_BE_ROOT, "that jail is for root")
+@pytest.mark.parametrize("flags", ["--isolation=chroot", "--memory=64M\n--isolation\nchroot"])
+def test_the_jail_for_where_no_namespaces_are_is_tried_there(tmp_path: Path, flags: str) -> None:
+    tmp_path.chmod(0o755)
+    runner = Runner(tmp_path, refusing([["clone3", errno.ENOSYS]]))
+    result = runner.run(cell=HELLO, flags=flags, only=[DOCTOR, RUN])
+    assert (result.code, result.ran) == (0, [DOCTOR, RUN]), result.log
+    assert "No cell can run here.\n" in result.log
+    assert "Hello from a cell." in result.log
 
 
 @needs_install
@@ -170,6 +193,52 @@ def test_a_failure_is_the_steps_and_its_outputs_are_there(
     assert (kept.code, kept.outputs["exit-code"]) == (0, str(code))
 
 
+def test_a_file_of_events_that_cannot_be_made_is_the_steps_failure_and_no_cell_runs(
+    runner: Runner,
+) -> None:
+    (runner.workspace / "folder").mkdir()
+    for path in ("none/events", "folder"):
+        result = runner.run(only=[RUN], cell=HELLO, status_file=path)
+        assert (result.code, result.outputs["exit-code"]) == (65, "65"), result.log
+        assert "Hello" not in result.log
+        kept = runner.run(only=[RUN], cell=HELLO, status_file=path, fail="false")
+        assert (kept.code, kept.outputs["exit-code"]) == (0, "65")
+    result = runner.run(only=[RUN], cell=HELLO, status_file="-s")
+    assert (result.code, result.outputs["reason"]) == (0, "exit")
+
+
+def test_the_reason_is_never_that_of_an_earlier_run(runner: Runner) -> None:
+    assert runner.run(only=[RUN], cell=HELLO, status_file="e").outputs["reason"] == "exit"
+    result = runner.run(only=[RUN], cell=HELLO, status_file="e", open="3</no/such/file")
+    assert (result.code, result.outputs["reason"]) == (65, "")
+
+
+def test_a_step_that_is_cancelled_ends_its_cell_and_has_its_events(
+    runner: Runner, leftovers: LeftoversFixture
+) -> None:
+    """The runner signals the step's shell, and nothing below it: ProcessInvoker.cs of its code."""
+    loop = runner.workspace / "loop.wasm"
+    loop.write_bytes(LOOP)
+    with leftovers():
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            events = runner.workspace / f"events-{number}"
+            with runner.begun(RUN, cell="./loop.wasm", status_file=events.name) as step:
+                while not (events.exists() and '"start"' in events.read_text()):
+                    assert step.process.poll() is None
+                    time.sleep(0.05)
+                # It ignores this one, for the command that it waits for.
+                step.process.send_signal(signal.SIGINT)
+                time.sleep(0.2)
+                assert step.process.poll() is None
+                step.process.send_signal(number)
+                step.process.wait(60)
+                while '"exit"' not in events.read_text():
+                    time.sleep(0.05)
+            assert step.output() == {"status-file": str(events)}
+            last = json.loads(last_event(events))
+            assert (last["code"], last["reason"]) == (143, "signal")
+
+
 def test_files_are_opened_by_number_and_granted_by_name(runner: Runner) -> None:
     folder = runner.workspace / "a folder"
     folder.mkdir()
@@ -192,10 +261,11 @@ def test_files_are_opened_by_number_and_granted_by_name(runner: Runner) -> None:
 
 
 def test_a_cell_gets_no_variable_and_no_descriptor_of_the_job(runner: Runner) -> None:
-    result = runner.run(only=[RUN], cell=HELLO)
-    assert result.code == 0
+    result = runner.run(only=[RUN], cell=ESCAPE)
+    assert result.code == 0, result.log
     assert "secret of the job" not in result.log
-    assert "Granted: ()" in result.log
+    assert "held: the environment holds nothing but WW_FDS and WW_FD_*\n" in result.log
+    assert re.search(r"^escape: \d+ held, 0 broken$", result.log, re.MULTILINE)
 
 
 def test_the_runner_obeys_no_command_of_what_a_cell_writes(runner: Runner) -> None:
@@ -235,6 +305,8 @@ ATTACKS = [
     "3</dev/null; touch pwned",
     "3<>/dev/null$(touch pwned)",
     '3</dev/null"; touch pwned; "',
+    "-n",
+    "--",
 ]
 
 
@@ -243,7 +315,7 @@ ATTACKS = [
 )
 def test_no_input_is_a_command_of_the_shell(runner: Runner, name: str) -> None:
     # Each takes a run of its own where it is the whole value, or where the first ends the run.
-    attacks = [ATTACKS[0], *ATTACKS[2:4]]
+    attacks = [ATTACKS[0], *ATTACKS[2:4], *ATTACKS[-2:]]
     if name in ("args", "flags"):
         attacks = ["\n".join(ATTACKS)]
     elif name == "open":
@@ -311,6 +383,15 @@ def test_the_restriction_stays_where_it_is_not_asked_to_be_lifted(
     ubuntu: Callable[[int], Runner], value: str
 ) -> None:
     assert ubuntu(1).run(cell=HELLO, lift_apparmor=value, only=[LIFT]).ran == []
+
+
+def test_the_packages_that_an_image_must_have_are_those_that_the_installation_wants() -> None:
+    shown = re.search(r"`(python3 python3-venv .*?)`", CI)
+    script = (REPO / "scripts" / "setup-common.sh").read_text()
+    wanted = re.search(r"^    apt_install (python3 .*?[^\\])$", script, re.MULTILINE | re.DOTALL)
+    assert shown is not None
+    assert wanted is not None
+    assert shown[1].split() == wanted[1].replace("\\\n", " ").split()
 
 
 def test_the_document_names_no_feature_that_there_is_not() -> None:

@@ -2,12 +2,14 @@
 
 import errno
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,9 +17,11 @@ import pytest
 from wasmtime import wat2wasm
 
 from sandbox.outcome import Kind
-from tests.ci.document import Block, blocks, rows, section
+from tests.ci.document import CI, Block, blocks, rows, section
 from tests.cli.test_doctor import refusing
-from tests.conftest import EXAMPLES, BuildFunction, Ww
+from tests.conftest import EXAMPLES, BuildFunction, Leftovers, Ww
+
+LeftoversFixture = Callable[..., Leftovers]
 
 HELLO = EXAMPLES / "hello" / "hello.wasm"
 JOB = section("A job")
@@ -53,11 +57,20 @@ def job(ww_account: Ww, foreign_cell: BuildFunction) -> Ww:
     return ww_account
 
 
-def run_job(job: Ww) -> subprocess.CompletedProcess[bytes]:
+# Ends with the code that ww has for a jail that is refused.
+EXITING = """
+(module
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 1)
+  (func (export "_start") (call $exit (i32.const 67))))
+"""
+
+
+def run_job(job: Ww, host: Sequence[str] = ()) -> subprocess.CompletedProcess[bytes]:
     # As a service manager starts it, by execve(2): a shell would take a script without its first
     # line too.
-    start = "import os; os.execve('./job.sh', ['./job.sh'], os.environ)"
-    return job.shell(f'umask 022; {sys.executable} -c "{start}"')
+    start = "import os; os.umask(0o022); os.execve('./job.sh', ['./job.sh'], os.environ)"
+    return job.call([*host, sys.executable, "-c", start])
 
 
 def test_the_job_passes_where_nothing_is_found(job: Ww) -> None:
@@ -85,10 +98,67 @@ def test_the_job_fails_with_what_the_cell_says_and_its_events_are_those_shown(jo
 def test_the_job_tells_the_linters_fault_from_the_runners(job: Ww) -> None:
     (job.tmp / "quickjs.wasm").write_bytes(b"no program")
     done = run_job(job)
-    assert (done.returncode, done.stdout) == (126, b"the linter is at fault: rejected\n")
+    assert (done.returncode, done.stdout) == (1, b"the linter is at fault: rejected\n")
     (job.tmp / "quickjs.wasm").unlink()
     done = run_job(job)
-    assert (done.returncode, done.stdout) == (127, b"nothing was linted: error\n")
+    assert (done.returncode, done.stdout) == (2, b"nothing was linted: error\n")
+
+
+def test_no_cell_makes_the_code_that_is_worth_another_runner(job: Ww) -> None:
+    job.file("quickjs.wasm", bytes(wat2wasm(EXITING)))
+    done = run_job(job)
+    assert (done.returncode, done.stdout) == (1, b"the linter ended with 67\n")
+    done = run_job(job, refusing([["clone3", errno.ENOSYS]]))
+    assert (done.returncode, done.stdout) == (67, b"nothing was linted: this runner refuses\n")
+
+
+def test_a_job_that_is_ended_ends_its_cell_and_has_its_last_event(
+    job: Ww, leftovers: LeftoversFixture
+) -> None:
+    # In the linter's place, a cell that never ends; and only the script is signalled.
+    job.file("quickjs.wasm", LOOP)
+    status = job.tmp / "status.jsonl"
+    (job.tmp / "ci").mkdir()
+    for name in ("status.jsonl", "ci/lint.js"):
+        job.file(name, b"", mode=0o666)
+    if not job.account.is_own:
+        shutil.chown(job.tmp / "ci", job.account.uid)
+    with leftovers(job), job.start(["bash", "./job.sh"]) as process:
+        while '"start"' not in status.read_text():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == -signal.SIGTERM
+        while '"exit"' not in status.read_text():
+            time.sleep(0.05)
+    assert (events(status)[-1]["reason"], events(status)[-1]["code"]) == ("signal", 143)
+
+
+# Makes the link `leak` in its first directory, to what lies above that.
+LINKING = wat2wasm("""
+(module
+  (import "wasi_snapshot_preview1" "path_symlink"
+    (func $symlink (param i32 i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "../.git/config") (data (i32.const 32) "leak")
+  (func (export "_start")
+    (if (call $symlink (i32.const 0) (i32.const 14) (i32.const 3) (i32.const 32) (i32.const 4))
+      (then unreachable))))
+""")
+
+
+def test_links_that_a_cell_leaves_are_taken_away_by_the_line_of_the_document(ww: Ww) -> None:
+    (ww.tmp / ".git").mkdir()
+    (ww.tmp / ".git" / "config").write_text("token")
+    (ww.tmp / "out").mkdir()
+    (ww.tmp / "out").chmod(0o777)
+    (ww.tmp / "out" / "kept").write_text("kept")
+    done = ww.run("run", "--dir", "./out:/out:rw", ww.file("linking.wasm", bytes(LINKING)))
+    assert done.returncode == 0, done.stderr
+    assert (ww.tmp / "out" / "leak").read_text() == "token"
+    (line,) = set(re.findall(r"find out .*-delete", CI))
+    assert ww.shell(line).returncode == 0
+    assert os.listdir(ww.tmp / "out") == ["kept"]
 
 
 # Exit codes

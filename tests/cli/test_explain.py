@@ -123,6 +123,12 @@ def test_limits_and_the_rest_of_the_jail_are_shown(ww: Ww) -> None:
     assert plan["jail"]["isolation"] == "full"
 
 
+def test_it_says_whose_end_is_the_cells(ww: Ww) -> None:
+    for flag, whose in (("", "ww"), ("--die-with-parent", "ww, and the process that started it")):
+        lines = ww.shell(f"ww run --explain {flag} {HELLO}").stdout.decode().splitlines()
+        assert f"ends with: {whose}" in lines
+
+
 def test_without_flags_the_limits_are_finite(ww: Ww) -> None:
     plan = json.loads(ww.run("run", "--explain", "--json", HELLO).stdout)
     assert [name for name, value in plan["limits"].items() if value is None] == ["fuel"]

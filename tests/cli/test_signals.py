@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import pty
 import signal
@@ -255,6 +256,98 @@ def test_what_somebody_has_stopped_ends_with_ww_all_the_same(
         os.kill(cell if stopped == "cell" else spawner, signal.SIGSTOP)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+
+
+# Starts ww, which may outlive it, and says which process that is.
+PARENT = """
+import os, signal, sys, time
+if sys.argv[1] == "ignoring":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pid = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
+if sys.argv[1] == "ignoring":
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+os.write(2, b"%d\\n" % pid)
+time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def parent_of(
+    ww: Ww, *command: str | Path, how: str = "usual"
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """What starts ww, and ww, of which one or both are to end in the block."""
+    options: dict[str, Any] = {"stdin": subprocess.PIPE}
+    with running(ww, sys.executable, "-c", PARENT, how, *command, **options) as process:
+        begun(process)
+        assert process.stderr is not None
+        pid = int(process.stderr.readline())
+        try:
+            yield process, pid
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            wait_for(lambda: not is_there(pid))
+
+
+def is_there(pid: int) -> bool:
+    # A zombie of a container whose first process reaps nobody is not.
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_ww_that_dies_with_its_parent_ends_the_cell_and_tells_it(
+    ww_account: Ww, reading: Path, leftovers: LeftoversFixture, number: signal.Signals
+) -> None:
+    status = ww_account.file("status", b"", mode=0o666)
+    flags = ("--die-with-parent", "--status-fd", "9")
+    shell = ("bash", "-c", 'exec "$@" 9>status', "bash")
+    command: list[str | Path] = [*shell, *ww_account.command, "run", *flags, reading]
+    with leftovers(ww_account), parent_of(ww_account, *command) as (parent, pid):
+        parent.send_signal(number)
+        wait_for(lambda: not is_there(pid))
+    last = json.loads(status.read_text().splitlines()[-1])
+    assert (last["code"], last["signal"]) == (128 + signal.SIGTERM, str(int(signal.SIGTERM)))
+
+
+def test_ww_that_ignores_what_asks_it_to_end_dies_with_its_parent_all_the_same(
+    ww_account: Ww, reading: Path, leftovers: LeftoversFixture
+) -> None:
+    command: list[str | Path] = [*ww_account.command, "run", "--die-with-parent", reading]
+    with leftovers(ww_account), parent_of(ww_account, *command, how="ignoring") as (parent, pid):
+        parent.kill()
+        wait_for(lambda: not is_there(pid))
+
+
+def test_otherwise_ww_goes_on_without_its_parent(
+    ww_account: Ww, reading: Path, leftovers: LeftoversFixture
+) -> None:
+    command: list[str | Path] = [*ww_account.command, "run", reading]
+    with leftovers(ww_account), parent_of(ww_account, *command) as (parent, pid):
+        parent.kill()
+        time.sleep(0.3)
+        assert is_there(pid)
+
+
+def test_a_parent_that_ended_before_the_kernel_was_asked_has_ended() -> None:
+    script = (
+        "import os\n"
+        "from runner.launch import _die_with\n"
+        "from runner.supervise import Ended, Signals\n"
+        "try:\n"
+        "    with Signals():\n"
+        "        _die_with(os.getppid())\n"
+        "        print('both are there', flush=True)\n"
+        "        _die_with(os.getpid())\n"
+        "except Ended as end:\n"
+        "    print('ended by', end.signal)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("both are there\nended by 15\n", "")
 
 
 def test_a_stopped_spawner_ends_when_ww_is_killed(
