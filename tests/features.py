@@ -38,6 +38,9 @@ FEATURES = {
     "processor": "a real processor, or a virtual one: not one that qemu emulates",
 }
 
+# Only tests of tests/vm/guest need these, which nothing but scripts/vm/run collects.
+OF_TEST_MACHINE = frozenset(("apparmor", "apparmor-userns"))
+
 # Where a minute's work takes half an hour, and no time means anything.
 EMULATED = "QEMU TCG" in Path("/proc/cpuinfo").read_text()
 
@@ -62,6 +65,11 @@ def required() -> frozenset[str]:
     if unknown:
         raise pytest.UsageError(
             f"{VARIABLE}: no such feature: {', '.join(unknown)} (there are {', '.join(FEATURES)})"
+        )
+    elsewhere = sorted(names & OF_TEST_MACHINE)
+    if elsewhere and not os.environ.get("WW_VM"):
+        raise pytest.UsageError(
+            f"{VARIABLE}: {', '.join(elsewhere)}: only the tests of scripts/vm/run need it"
         )
     return names
 

@@ -34,13 +34,60 @@ need_value() {
     [ "$2" -ge 2 ] || die "$1 needs a value (see --help)"
 }
 
-# A part of the machine is made anew when what it is made from has changed.
-is_made() { # FILE KEY
-    [ -e "$1" ] && [ "$(cat -- "$1.key" 2>/dev/null)" = "$2" ]
+# make_part FILE KEY COMMAND: have COMMAND make a part of the machine anew, if what it is made from has changed.
+# One that was not made to its end has no key, and is made again.
+make_part() {
+    if [ -e "$1" ] && [ "$(cat -- "$1.key" 2>/dev/null)" = "$2" ]; then
+        return 0
+    fi
+    rm -f -- "$1.key"
+    "$3"
+    printf '%s\n' "$2" >"$1.key"
 }
 
-set_made() { # FILE KEY
-    printf '%s\n' "$2" >"$1.key"
+# exec_as_root COMMAND...: as as_root, in place of the shell that calls it.
+exec_as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        exec "$@"
+    fi
+    exec sudo "$@"
+}
+
+# interruptible COMMAND...: run a program (or exec_as_root) that takes its time, so that it ends with this script.
+# bash itself lets what it waits for go on, and looks at no signal until that has ended.
+child=
+interruptible() {
+    local status=0
+    "$@" &
+    child=$!
+    wait "$child" || status=$?
+    child=
+    return "$status"
+}
+
+# end_with CODE: what a signal does.
+end_with() {
+    trap '' INT TERM HUP
+    if [ -n "$child" ]; then
+        # sudo is root's, and passes it on.
+        kill -- "$child" 2>/dev/null || as_root kill -- "$child" 2>/dev/null || true
+        wait "$child" || true
+    fi
+    exit "$1"
+}
+
+# handle_signals: have them end this script and what it runs.
+handle_signals() {
+    trap 'end_with 130' INT
+    trap 'end_with 143' TERM
+    trap 'end_with 129' HUP
+}
+
+# lock FILE: keep others from what it stands for until this script has ended; fails if somebody has it.
+lock() {
+    mkdir -p -- "$(dirname -- "$1")"
+    exec {locked}>"$1"
+    flock --nonblock "$locked"
 }
 
 key_of() { # reads what something is made from

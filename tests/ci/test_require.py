@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO
-from tests.features import FEATURES, lacks, needs, of_program
+from tests.features import FEATURES, OF_TEST_MACHINE, lacks, needs, of_program
 
 # As tests/conftest.py has them.
 CONFTEST = """
@@ -151,8 +151,13 @@ def test_the_build_server_and_the_test_machine_require_all_names_between_them() 
         for name in names.strip(",").split(",")
     }
     assert of_server | of_machine == set(FEATURES)
-    # What only the tests of tests/vm/guest need, which no server collects.
-    assert of_machine - of_server == {"apparmor", "apparmor-userns"}
+    assert of_machine - of_server == OF_TEST_MACHINE
+
+
+def test_what_no_test_here_needs_cannot_be_required(tmp_path: Path) -> None:
+    done = suite(tmp_path, "root,apparmor")
+    assert done.returncode == 4, done.stdout
+    assert "WW_REQUIRE: apparmor: only the tests of scripts/vm/run need it" in done.stderr
 
 
 def test_the_document_lists_them_all() -> None:
