@@ -55,24 +55,20 @@ exec_as_root() {
 
 # interruptible COMMAND...: run a program (or exec_as_root) that takes its time, so that it ends with this script.
 # bash itself lets what it waits for go on, and looks at no signal until that has ended.
-child=
 interruptible() {
-    local status=0
     "$@" &
-    child=$!
-    wait "$child" || status=$?
-    child=
-    return "$status"
+    wait "$!"
 }
 
 # end_with CODE: what a signal does.
 end_with() {
+    local child
     trap '' INT TERM HUP
-    if [ -n "$child" ]; then
+    for child in $(jobs -pr); do
         # sudo is root's, and passes it on.
         kill -- "$child" 2>/dev/null || as_root kill -- "$child" 2>/dev/null || true
         wait "$child" || true
-    fi
+    done
     exit "$1"
 }
 
