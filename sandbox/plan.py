@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 # How a component begins: magic number, version and layer (component-model/design/mvp/Binary.md).
 COMPONENT_MAGIC: Final = b"\0asm\x0d\0\x01\0"
 
+# A SHA-256 in hexadecimal digits. It becomes a file's name, so nothing else may pass for one.
+_DIGEST_LENGTH: Final = 64
+_HEXADECIMAL: Final = frozenset("0123456789abcdef")
+
 
 class Plan(Record):
     """Everything the spawner is told about a cell, but for the descriptors that travel with it.
@@ -105,6 +109,12 @@ class Plan(Record):
             isolation, content, terminals, component, invoke, trap_unknown = rest
             if isolation not in ISOLATIONS or network not in NETWORKS:
                 raise ValueError("not a plan: a word that is none")
+            if (
+                not isinstance(digest, str)
+                or len(digest) != _DIGEST_LENGTH
+                or not _HEXADECIMAL.issuperset(digest)
+            ):
+                raise ValueError("not a plan: a digest that is none")
             if not all(limit is None or isinstance(limit, (int, float)) for limit in limits):
                 raise ValueError("not a plan: a limit that is no number")
             return cls(

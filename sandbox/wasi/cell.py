@@ -11,6 +11,7 @@ import wasmtime
 from wasmtime import _ffi
 
 from sandbox import compiling
+from sandbox.digest import sha256
 from sandbox.grants import LAST_STANDARD, Grant
 from sandbox.inside import Inside, Own
 from sandbox.outcome import Outcome, limit
@@ -103,6 +104,9 @@ class CellHost:
             with open(inside.own.code, "rb", buffering=0, closefd=False) as file:
                 wasm = file.readall()
             inside.seal()
+            # Whoever asks names the digest, under which all who ask for that cell get the result.
+            if sha256(wasm) != inside.plan.digest:
+                return Outcome("fault", what="the cell's bytes are not those of its digest")
             compiled = self._workshop(inside.plan).compile(wasm, inside.plan)
             with open(compiling.ARTIFACT, "wb") as file:
                 file.write(compiled)
@@ -222,7 +226,6 @@ class Workshop:
         """Run a cell; see :meth:`CellHost.run`."""
         bounds = inside.plan.limits
         store = wasmtime.Store(self._engine)
-        store.set_limits(table_elements=bounds.table_elements)
         if bounds.fuel is not None:
             store.set_fuel(bounds.fuel)
         self._memories.restrict(bounds.memory, lambda: inside.report(limit("memory")))
@@ -230,6 +233,7 @@ class Workshop:
             if inside.plan.component:
                 from sandbox.wasi import component
 
+                store.set_limits(table_elements=bounds.table_elements)
                 return component.run(self._engine, store, inside)
             return self._run_module(store, inside)
         except Stale as error:
@@ -289,10 +293,9 @@ class Workshop:
     def rehearse(self, null: int) -> None:
         """Run a cell of the host's own; see :meth:`CellHost.rehearse`."""
         grants = tuple(Grant(number, None, "rw", "file") for number in range(LAST_STANDARD + 1))
-        plan = Plan.decode(Plan(grants, ("cell",), (("WW_FDS", ""),), 1, 1, "").encode())
+        plan = Plan.decode(Plan(grants, ("cell",), (("WW_FDS", ""),), 1, 1, "0" * 64).encode())
         self._memories.restrict(plan.limits.memory, _no_limit)
         store = wasmtime.Store(self._engine)
-        store.set_limits(table_elements=plan.limits.table_elements)
         module = wasmtime.Module.deserialize(self._engine, self._rehearsal)
         self._served = _serve(plan, Own(line=-1, code=-1, null=os.dup(null), listing=-1))
         store.set_wasi(_wasi_config(plan))
@@ -335,6 +338,8 @@ class Workshop:
         limits = wasmtime.Limits(switch.TABLE_SIZE, switch.TABLE_SIZE)
         kind = wasmtime.TableType(wasmtime.ValType.funcref(), limits)
         table = wasmtime.Table(store, kind, None)
+        # From here on: that one is the host's.
+        store.set_limits(table_elements=plan.limits.table_elements)
         # A linker of its own: a cell may import whatever is defined in it.
         offered = wasmtime.Linker(self._engine)
         shim = wasmtime.Instance(store, self._shim, [table])

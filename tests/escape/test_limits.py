@@ -309,6 +309,17 @@ def test_a_table_grows_to_its_limit_and_no_further(ww_account: Ww) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize("most", [0, 1, 45])
+def test_the_hosts_own_table_is_not_the_cells(ww_account: Ww, most: int) -> None:
+    body = "(call $exit (i32.const 7))"
+    wasm = cell(ww_account, f'{IMPORTS} {MEMORY} (func (export "_start") {body})')
+    assert told(ww_account, "--table-elements", str(most), wasm).done.returncode == 7
+    larger = cell(
+        ww_account, f'{IMPORTS} {MEMORY} (table 46 funcref) (func (export "_start") {body})'
+    )
+    assert told(ww_account, "--table-elements", str(most), larger).done.returncode == 126
+
+
 def test_a_table_that_begins_beyond_the_limit_is_refused(ww_account: Ww) -> None:
     wasm = cell(ww_account, f'(table 1001 funcref) {MEMORY} (func (export "_start"))')
     assert told(ww_account, "--table-elements", "1001", wasm).done.returncode == 0

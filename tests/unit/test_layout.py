@@ -122,7 +122,7 @@ def test_grants_and_content_know_nothing_of_each_other(one: str, other: str) -> 
 
 # What a run imports. The numbers are a budget: raising one is a decision about start-up time.
 RUNNER_BUDGET = 85
-SPAWNER_BUDGET = 174
+SPAWNER_BUDGET = 177
 NEVER_IN_RUNNER = (
     *("wasmtime", "ctypes", "prctl", "pyroute2", "sexpdata", "subprocess", "dataclasses"),
     *("http", "urllib.request", "ssl", "asyncio", "runner.content", "logging", "click", "typing"),

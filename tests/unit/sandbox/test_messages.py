@@ -123,13 +123,27 @@ def test_what_is_no_outcome_is_a_value_error(data: bytes) -> None:
 
 
 def test_a_plan_of_another_version_is_refused() -> None:
-    plan = Plan((), (), (), 1, 1, "00")
+    plan = Plan((), (), (), 1, 1, "ab" * 32)
     fields = json.loads(plan.encode())
     assert Plan.decode(json.dumps(fields).encode()) == plan
     others: list[object] = [fields[:-1], [*fields, ""], [], {}, None, [None] * len(fields)]
     for other in others:
         with pytest.raises(ValueError):
             Plan.decode(json.dumps(other).encode())
+
+
+@pytest.mark.parametrize(
+    "digest",
+    [
+        *("", "ab" * 31, "ab" * 33, "AB" * 32, "/" * 64, f"../{'ab' * 30}a", "switch-97d91349"),
+        *(f"{'ab' * 31}a\n", f"{'ab' * 31}a\0", ["ab"] * 64, None, 7),
+    ],
+)
+def test_what_is_no_digest_names_no_file(digest: object) -> None:
+    fields = json.loads(Plan((), (), (), 1, 1, "ab" * 32).encode())
+    fields[5] = digest
+    with pytest.raises(ValueError, match="not a plan"):
+        Plan.decode(json.dumps(fields).encode())
 
 
 def test_the_order_of_directories_is_that_of_their_first_numbers() -> None:
