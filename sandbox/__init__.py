@@ -30,6 +30,7 @@ from sandbox.records import Record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandbox import granting
+    from sandbox.credentials import is_ambiguous
     from sandbox.features import Feature, probe_features
     from sandbox.granting import GrantRequest
     from sandbox.home import CACHE_SIZE, cache_home
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from sandbox.library.requests import check_offers, make_requests
     from sandbox.library.result import CellFailed, Result
     from sandbox.library.sandbox import Sandbox
+    from sandbox.order import check_chroot
     from sandbox.sharing import as_before
     from sandbox.wasi.artifacts import Cache, Entry
     from sandbox.words import FdType, Isolation, LimitName, Mode, Network
@@ -70,9 +72,11 @@ else:
         "Source": "library.offer",
         "as_before": "sharing",
         "cache_home": "home",
+        "check_chroot": "order",
         "check_offers": "library.requests",
         "check_options": "library.options",
         "grant": "library.offer",
+        "is_ambiguous": "credentials",
         "make_requests": "library.requests",
         "probe_features": "features",
     }
@@ -132,11 +136,13 @@ __all__ = [
     "Usage",
     "as_before",
     "cache_home",
+    "check_chroot",
     "check_offers",
     "check_options",
     "connect",
     "grant",
     "granting",
+    "is_ambiguous",
     "make_requests",
     "probe_features",
     "serve",

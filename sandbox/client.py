@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import _weakref
 import os
 import select
@@ -44,24 +45,62 @@ _TICK_MS = 200
 # What the kernel says of a socket whose other side is gone, to whoever sends and receives.
 _GONE = (BrokenPipeError, ConnectionResetError)
 
-# All connections of this process, for those that are forked from it.
-_living: set[_weakref.ReferenceType[Connection]] = set()
+# All sockets of this process, for those that are forked from it; and what is held while some are
+# made, so that none is forked before they are here.
+_living: set[_weakref.ReferenceType[_Channel]] = set()
+_making = _thread.RLock()
+
+
+class _Channel(socket.socket):
+    """A socket that a process which is forked from this one has no copy of.
+
+    It has no ``__init__`` of its own, in which a handler of a signal could lose a descriptor.
+    """
+
+
+def _make_channel() -> _Channel:
+    """Return a socket of its own."""
+    with _making:
+        channel = _Channel(socket.AF_UNIX, socket.SOCK_STREAM)
+        _living.add(_weakref.ref(channel, _living.discard))
+    return channel
+
+
+def _make_pair() -> tuple[_Channel, _Channel]:
+    """Return two sockets that are connected."""
+    with _making:
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        # In one step, too: each descriptor is of a socket at any time.
+        ours, theirs = map(
+            _Channel,
+            (socket.AF_UNIX, socket.AF_UNIX),
+            (socket.SOCK_STREAM, socket.SOCK_STREAM),
+            (0, 0),
+            map(socket.socket.detach, pair),
+        )
+        for channel in (ours, theirs):
+            _living.add(_weakref.ref(channel, _living.discard))
+    return ours, theirs
 
 
 def _leave_all() -> None:
-    """Close a forked process's copies of all connections, which are for nobody there.
+    """Close a forked process's copies of all sockets, which are for nobody there.
 
     Otherwise a spawner and its cell would live as long as that process, whatever becomes of the one
     that they are of.
     """
     for reference in tuple(_living):
-        connection = reference()
-        if connection is not None:
-            connection._leave()
+        channel = reference()
+        if channel is not None:
+            with suppress(OSError):
+                channel.close()
     _living.clear()
+    _making.release()
 
 
-os.register_at_fork(after_in_child=_leave_all)
+os.register_at_fork(
+    before=_making.acquire, after_in_parent=_making.release, after_in_child=_leave_all
+)
 
 
 class Connection:
@@ -77,12 +116,6 @@ class Connection:
         self._owner = os.getpid()
         # Whether the next message of either side begins something new.
         self._at_rest = True
-        _living.add(_weakref.ref(self, _living.discard))
-
-    def _leave(self) -> None:
-        """Close what a forked process has of it, which the other process's is not to notice."""
-        with suppress(OSError):
-            self._channel.close()
 
     def run(
         self,
@@ -143,7 +176,11 @@ class Connection:
                 if server is not None:
                     server.close()
             finally:
-                _end(running)
+                try:
+                    _end(running)
+                finally:
+                    # A handler of a signal may have kept it from that.
+                    wire.close_all(running)
         raise SpawnerError("the spawner ended before the cell did")
 
     def compile(
@@ -366,7 +403,7 @@ class Spawner(Connection):
             OSError: If the process cannot be started.
         """
         argv, path = _command(cache, cache_size, jails)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours, theirs = _make_pair()
         actions = (
             (os.POSIX_SPAWN_DUP2, theirs.fileno(), wire.SPAWNER_FD),
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
@@ -408,7 +445,7 @@ class Spawner(Connection):
             OSError: Likewise.
         """
         self._check_owner()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours, theirs = _make_pair()
         try:
             wire.hand_in(self._door, theirs.fileno())
         except BaseException as error:
@@ -420,35 +457,38 @@ class Spawner(Connection):
             theirs.close()
         return ours
 
-    def _leave(self) -> None:
-        super()._leave()
-        with suppress(OSError):
-            self._door.close()
-
     def kill(self) -> None:
         """Have the process end at once, whatever it does; :meth:`close` is still to follow."""
-        _kill([self._process])
+        if self._process >= 0:
+            _kill([self._process])
 
     def close(self) -> None:
         """End the spawner and whatever it still runs, and wait until all of it is gone."""
         if self._owner != os.getpid():
-            self._leave()
-            os.close(self._process)
+            for channel in (self._channel, self._door):
+                with suppress(OSError):
+                    channel.close()
+        else:
+            _end_all(self._channel, self._door)
+        # Its number may be somebody else's when it is closed, and this is called again.
+        process, self._process = self._process, -1
+        if process < 0:
             return
-        _end_all(self._channel, self._door)
         killed = True
         try:
+            if self._owner != os.getpid():
+                return
             # One that somebody stopped would never see that.
-            signal.pidfd_send_signal(self._process, signal.SIGCONT)
+            signal.pidfd_send_signal(process, signal.SIGCONT)
             ended = select.poll()
-            ended.register(self._process, select.POLLIN)
+            ended.register(process, select.POLLIN)
             if not ended.poll(_PATIENCE_MS):
-                signal.pidfd_send_signal(self._process, signal.SIGKILL)
+                signal.pidfd_send_signal(process, signal.SIGKILL)
             killed = os.WIFSIGNALED(os.waitpid(self.pid, 0)[1])
         except (ProcessLookupError, ChildProcessError):
             pass  # it has ended, and SIGCHLD is ignored: nobody needs to wait for it
         finally:
-            os.close(self._process)
+            os.close(process)
         if killed or _in_leader_group():
             # It could not remove the control groups it made, or not this process's own.
             from sandbox import cgroups
@@ -466,7 +506,7 @@ def connect(path: str) -> Connection:
         OSError: As connect(2) says; ECONNREFUSED or ENOENT if there is none.
         SpawnerError: If it is somebody else's, does not answer, or refuses. Nothing was sent.
     """
-    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    channel = _make_channel()
     try:
         channel.settimeout(_GREETING_PATIENCE)
         # Before the server can say anything, so that all it says comes with who says it.
@@ -477,6 +517,13 @@ def connect(path: str) -> Connection:
         # Whoever made it listen: with socket activation, that may be root for others.
         if uid not in (0, os.geteuid()):
             raise SpawnerError(f"{path}: the server there is uid {uid}'s")
+        from sandbox.credentials import is_ambiguous  # most runs have no server to ask
+
+        if is_ambiguous(os.geteuid()):
+            raise SpawnerError(
+                f"{path}: uid {os.geteuid()} is whoever this user namespace does not know, so"
+                " nobody can tell whose the server there is"
+            )
         try:
             uid = _sender(channel)
             if uid not in (None, os.geteuid()):
@@ -619,12 +666,14 @@ def _end(processes: list[int]) -> None:
     After an outcome there is none left. After the spawner's death there may be: the cell's
     process dies with it, unless it has become somebody else's and undone that.
     """
-    _kill(processes)
-    for pidfd in processes:
-        ended = select.poll()
-        ended.register(pidfd, select.POLLIN)
-        ended.poll(_PATIENCE_MS)
-        os.close(pidfd)
+    try:
+        _kill(processes)
+        for pidfd in processes:
+            ended = select.poll()
+            ended.register(pidfd, select.POLLIN)
+            ended.poll(_PATIENCE_MS)
+    finally:
+        wire.close_all(processes)
 
 
 def _kill(processes: Sequence[int]) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from sandbox import wire
+from sandbox.credentials import is_ambiguous
 
 # struct ucred of unix(7): pid, uid, gid.
 _CREDENTIALS = struct.Struct("=iII")
@@ -135,6 +136,8 @@ class Public(Door):
 
     def _refusal(self, pid: int, uid: int, gid: int, present: Sequence[int]) -> str:
         """Return why a client is refused, if it is."""
+        if is_ambiguous(uid):
+            return f"the kernel shows strangers as uid {uid} here, too"
         if uid != os.geteuid():
             return f"this server is for uid {os.geteuid()} only"
         if uid and gid != os.getegid():

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Protocol
 
-from sandbox import cgroups, compiling, landlock, mounts, syscalls, waiting, watch, wire
+from sandbox import cgroups, compiling, landlock, mounts, waiting, watch, wire
 from sandbox.admission import Admission
 from sandbox.errors import JailError
-from sandbox.order import Name, order
+from sandbox.order import Name, check_chroot, order
 from sandbox.outcome import Outcome
 from sandbox.plan import Plan
 from sandbox.ready import ReadyJails
@@ -126,7 +126,7 @@ class Lane:
         """
         _check_ids(plan)
         if plan.isolation == "chroot":
-            _check_chroot(plan)
+            check_chroot(plan)
         if "landlock" in plan.required and not landlock.abi():
             raise JailError("landlock", "it is required, and this kernel does not have it")
         if not fds:
@@ -265,34 +265,6 @@ def _check_ids(plan: Plan) -> None:
     least = 1 if os.geteuid() == 0 else 0
     if not 1 <= plan.uid <= _MOST_ID or not least <= plan.gid <= _MOST_ID:
         raise JailError("id maps", "the cell would run as the host's root, or as nobody there is")
-
-
-def _check_chroot(plan: Plan) -> None:
-    """Hold that a plan asks for nothing that the weaker isolation cannot give.
-
-    Raises:
-        JailError: If it does.
-    """
-    if os.geteuid() != 0:
-        raise JailError("root", "only root can use --isolation chroot", errno.EPERM)
-    if not syscalls.capability_sets()[0] >> syscalls.CAP_KILL & 1:
-        # The cell has another user id, and no namespace of which this process is the owner.
-        raise JailError(
-            "root",
-            "without CAP_KILL nobody could end the cell: have it kept, or use --isolation full",
-            errno.EPERM,
-        )
-    for asked, what in (
-        (plan.directories, "a directory"),
-        (plan.limits.scratch, "--scratch"),
-        (plan.network != "none", "--net loopback"),
-        (plan.files, "a file of a component"),
-    ):
-        if asked:
-            raise JailError(
-                "root",
-                f"{what} takes a namespace of its own: leave it out, or use --isolation full",
-            )
 
 
 def _clone_trees(plan: Plan, sources: list[int], stack: ExitStack) -> list[int]:

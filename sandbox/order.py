@@ -5,9 +5,13 @@ nobody has asked for yet or its plan follows at once. So a jail that was made in
 every plan of its kind.
 """
 
+import errno
 import json
+import os
 from typing import Any, Literal, NamedTuple
 
+from sandbox import syscalls
+from sandbox.errors import JailError
 from sandbox.plan import Plan
 from sandbox.policy import Isolation
 from sandbox.seccomp import Profile
@@ -120,3 +124,34 @@ def profiles(name: Name, plan: Plan) -> tuple[Profile, Profile]:
     if plan.limits.scratch or any("w" in grant.mode for grant in plan.directories):
         return "load-directories", "run-directories"
     return "load", "run-reading" if plan.directories else "run"
+
+
+def check_chroot(plan: Plan) -> None:
+    """Hold that a plan asks for nothing that the weaker isolation cannot give.
+
+    Args:
+        plan: What is to be run, or as much of it as is known.
+
+    Raises:
+        JailError: If it does.
+    """
+    if os.geteuid() != 0:
+        raise JailError("root", "only root can use --isolation chroot", errno.EPERM)
+    if not syscalls.capability_sets()[0] >> syscalls.CAP_KILL & 1:
+        # The cell has another user id, and no namespace of which this process is the owner.
+        raise JailError(
+            "root",
+            "without CAP_KILL nobody could end the cell: have it kept, or use --isolation full",
+            errno.EPERM,
+        )
+    for asked, what in (
+        (plan.directories, "a directory"),
+        (plan.limits.scratch, "--scratch"),
+        (plan.network != "none", "--net loopback"),
+        (plan.files, "a file of a component"),
+    ):
+        if asked:
+            raise JailError(
+                "root",
+                f"{what} takes a namespace of its own: leave it out, or use --isolation full",
+            )

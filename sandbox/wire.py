@@ -125,8 +125,11 @@ def close_all(fds: list[int]) -> None:
     the same: so the rest is closed too, and nobody hears of it.
     """
     while fds:
-        with suppress(OSError):
-            socket.close(fds.pop())
+        with suppress(OSError, IndexError):
+            # Both in one step, between two of which a handler of a signal may raise something: each
+            # is closed once.
+            for _ in map(socket.close, iter(fds.pop, -1)):
+                pass
 
 
 def hand_in(door: socket.socket, connection: int) -> None:
@@ -155,21 +158,33 @@ def _receive_bytes(channel: socket.socket, size: int, *, may_end: bool = False) 
 def _receive_group(channel: socket.socket, count: int) -> list[int]:
     """Receive one byte with ``count`` descriptors."""
     space = socket.CMSG_SPACE(_FDS_AT_ONCE * _NUMBER)
-    data, ancillary, flags, _ = channel.recvmsg(1, space, socket.MSG_CMSG_CLOEXEC)
+    came: list[tuple[bytes, list[tuple[int, int, bytes]], int, object]] = []
+    try:
+        # One call, so that a handler of a signal finds here what came, and can lose none of it.
+        came.extend(map(channel.recvmsg, (1,), (space,), (socket.MSG_CMSG_CLOEXEC,)))
+        data, ancillary, flags, _ = came[0]
+        fds = _rights(ancillary)
+        if data and not flags & socket.MSG_CTRUNC and len(fds) == count:
+            return fds
+        if not data:
+            raise CutOffError("connection ended inside a message")
+        if flags & socket.MSG_CTRUNC:
+            # There is room for as many as can come: this process has no number left for them.
+            raise OSError(_EMFILE, os.strerror(_EMFILE))
+        raise FormError(f"{len(fds)} descriptors arrived where {count} were announced")
+    except BaseException:
+        for _, ancillary, _, _ in came:
+            close_all(_rights(ancillary))
+        raise
+
+
+def _rights(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """Return the descriptors that came with a byte."""
     fds: list[int] = []
     for level, kind, value in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds += _read_numbers(value)
-    if data and not flags & socket.MSG_CTRUNC and len(fds) == count:
-        return fds
-    came = len(fds)
-    close_all(fds)
-    if not data:
-        raise CutOffError("connection ended inside a message")
-    if flags & socket.MSG_CTRUNC:
-        # There is room for as many as can come: this process has no number left for them.
-        raise OSError(_EMFILE, os.strerror(_EMFILE))
-    raise FormError(f"{came} descriptors arrived where {count} were announced")
+    return fds
 
 
 def _numbers(*numbers: int) -> bytes:

@@ -5,6 +5,8 @@ import fcntl
 import hashlib
 import os
 import stat
+import threading
+from collections.abc import Callable
 from typing import Final, Self, TypeAlias
 
 from sandbox.errors import CellRejected
@@ -34,10 +36,13 @@ class Cell:
         component: Whether it is a component and not a core module.
     """
 
-    __slots__ = ("_memory", "component", "digest", "name", "size")
+    __slots__ = ("_guard", "_memory", "component", "digest", "name", "size")
 
     def __init__(self, memory: int, name: str) -> None:
         """Take over a sealed memory file; use :meth:`load`."""
+        # A number that is closed may be another file's at once. Again by the same thread, because
+        # a cell may be closed in a handler of a signal.
+        self._guard = threading.RLock()
         self._memory = memory
         self.name = name
         self.size = os.fstat(memory).st_size
@@ -103,7 +108,21 @@ class Cell:
             OSError: If there is no descriptor left, or no /proc.
             ValueError: If it was closed.
         """
-        return os.open(f"/proc/self/fd/{self.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
+        return self.open_by(os.open)
+
+    def open_by(self, opener: Callable[[str, int], int]) -> int:
+        """Have its bytes opened anew, as by :meth:`open`, by what keeps the descriptor.
+
+        Args:
+            opener: Gets what :func:`os.open` does, and is to call it at once.
+
+        Raises:
+            OSError: As of :meth:`open`.
+            ValueError: Likewise.
+        """
+        with self._guard:
+            self.fileno()
+            return opener(f"/proc/self/fd/{self._memory}", os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self) -> bytes:
         """Return its bytes.
@@ -116,9 +135,10 @@ class Cell:
 
     def close(self) -> None:
         """Give up its bytes. What runs already, runs on."""
-        memory, self._memory = self._memory, -1
-        if memory >= 0:
-            os.close(memory)
+        with self._guard:
+            memory, self._memory = self._memory, -1
+            if memory >= 0:
+                os.close(memory)
 
     def __enter__(self) -> Self:
         return self

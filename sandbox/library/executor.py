@@ -113,7 +113,8 @@ class CellExecutor(Executor):
         """
         workers = len(os.sched_getaffinity(0)) if max_workers is None else max_workers
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="cell")
-        self._guard = threading.Lock()
+        # A future may be killed in a handler of a signal, and tells of its end.
+        self._guard = threading.RLock()
         self._futures: set[CellFuture] = set()
         self._over = False
         self._sandbox = Sandbox(
@@ -158,15 +159,16 @@ class CellExecutor(Executor):
         with self._guard:
             self._check_open()
         future = CellFuture(self._sandbox.prepare(cell, args, grants, **options))
+        future.add_done_callback(self._done)
         try:
             with self._guard:
                 self._check_open()
+                self._futures |= {future}
                 self._threads.submit(_work, future)
-                self._futures.add(future)
         except BaseException:
-            future._run.abandon()
+            # It may be in the queue all the same, or run already: a thread is started after that.
+            future.kill()
             raise
-        future.add_done_callback(self._done)
         return future
 
     def _check_open(self) -> None:

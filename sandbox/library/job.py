@@ -4,7 +4,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from functools import partial
 from typing import Final, NamedTuple, Unpack
 
 from sandbox import granting, wire
@@ -14,7 +14,7 @@ from sandbox.granting import GrantRequest, PlannedGrant
 from sandbox.grants import LAST_STANDARD, Grant, Mode
 from sandbox.library.cell import Cell, CellSource, check_kind, check_program
 from sandbox.library.offer import MAX_FD, HasFileno, Offer, Source
-from sandbox.library.opening import Opened
+from sandbox.library.opening import Opened, keep
 from sandbox.library.options import DEFAULTS, Options, check_options
 from sandbox.library.requests import check_offers, make_requests, origin
 from sandbox.library.result import Result, conclude
@@ -83,6 +83,7 @@ class Job:
         self._offers = [_Given(offer, offer.source, "") for offer in check_offers(grants)]
         self._stdin = _Given(_STANDARD_INPUT, self._options["stdin"], "")
         self._requests: list[GrantRequest] = []
+        # All copies; and then of what was given away, and of the rest.
         self._held: list[int] = []
         self._moved: list[int] = []
         self._cell: CellSource = cell
@@ -127,7 +128,9 @@ class Job:
             for given, number in zip(every, numbers, strict=True)
         ]
         self._stdin, *self._offers = held
-        self._moved = [copies[number] for number in moved]
+        given_away = [copies[number] for number in moved]
+        kept = [fd for fd in self._held if fd not in given_away]
+        self._held, self._moved = kept, given_away
         for number, source in moved.items():
             if isinstance(source, int) or not hasattr(source, "close"):
                 os.close(number)
@@ -146,19 +149,20 @@ class Job:
 
     def _kept_copy(self, number: int) -> int:
         """Return another descriptor of what is open, which is closed with this."""
-        copy = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _LOWEST)
-        self._held.append(copy)
-        return copy
+        return keep(self._held, fcntl.fcntl, number, fcntl.F_DUPFD_CLOEXEC, _LOWEST)
 
     def close(self) -> None:
         """Close what it holds."""
         wire.close_all(self._held)
-        self._moved = []
+        wire.close_all(self._moved)
+
+    def __del__(self) -> None:
+        # A handler of a signal may have kept everybody from it. It may not have come to be.
+        if hasattr(self, "_moved"):
+            self.close()
 
     def _started(self) -> None:
         """Close what was given away: that nobody else has it any more tells when the cell ends."""
-        for fd in self._moved:
-            self._held.remove(fd)
         wire.close_all(self._moved)
 
     def run(self, connection: Connection, house: House) -> Result:
@@ -174,14 +178,14 @@ class Job:
             ValueError: If the cell is closed; if it is a component, and the job asks for what is
                 not for one.
         """
-        with ExitStack() as stack:
-            cell = self._cell
+        opened = Opened()
+        cell = self._cell
+        try:
             if not isinstance(cell, Cell):
-                cell = stack.enter_context(Cell.load(cell))
+                cell = Cell.load(cell)
             if cell.component and self._options["invoke"]:
                 raise ValueError("invoke is for core modules only, and the cell is a component")
-            opened = Opened(stack)
-            code = opened.own(cell.open())
+            code = cell.open_by(partial(opened.own, os.open))
             entries = self._entries(opened)
             outputs = {number: _output(opened, number, entries) for number in (_STDOUT, _STDERR)}
             entries.sort(key=lambda entry: entry.grant.target)
@@ -206,11 +210,15 @@ class Job:
             opened.settle()  # nothing is refused from here on, but by the engine
             sources = [-1 if entry.source is None else entry.source for entry in entries]
             # What was moved is closed meanwhile, and its number may be another thread's then.
-            with as_before([fd for fd in self._held if fd not in self._moved]):
+            with as_before(self._held):
                 outcome = connection.run(plan, code, sources, self._started)
             most = self._options["limits"].output
             stdout, stderr = (_contents(outputs[number], most) for number in (_STDOUT, _STDERR))
             return conclude(cell.name, outcome, stdout, stderr)
+        finally:
+            opened.close()
+            if isinstance(cell, Cell) and cell is not self._cell:
+                cell.close()
 
     def _entries(self, opened: Opened) -> list[PlannedGrant]:
         """Return what is granted, and the standard input; opened, and held against the kernel."""
@@ -355,7 +363,7 @@ def _output(opened: Opened, number: int, entries: list[PlannedGrant]) -> int | N
     if any(entry.grant.target == number for entry in entries):
         return None
     name = granting.STDIO_NAMES[number]
-    memory = opened.own(os.memfd_create(name, os.MFD_CLOEXEC))
+    memory = opened.own(os.memfd_create, name, os.MFD_CLOEXEC)
     grant = Grant(target=number, name=None, mode="w", type="file")
     entries.append(PlannedGrant(grant, memory, name, "rw", "memfd"))
     return memory

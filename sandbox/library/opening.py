@@ -8,10 +8,11 @@ program at all, leaves no trace. What the engine says of the cell comes later.
 import fcntl
 import os
 import stat
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from itertools import starmap
 from typing import Final, NamedTuple
 
+from sandbox import wire
 from sandbox.errors import GrantError
 from sandbox.granting import Descriptor, GrantRequest, describe
 from sandbox.grants import Mode
@@ -42,26 +43,32 @@ class _Missing(NamedTuple):
 
 
 class Opened:
-    """Descriptors that are opened for one run, and closed with its stack."""
+    """Descriptors that are opened for one run, until :meth:`close`."""
 
-    def __init__(self, stack: ExitStack) -> None:
-        """Begin without any.
-
-        Args:
-            stack: Closes them in the end.
-        """
-        self._stack = stack
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._fds: list[int] = []
+        self._passing: list[int] = []  # is needed for a moment
         self._missing: list[_Missing] = []
         self._full: list[int] = []
 
-    def own(self, fd: int) -> int:
-        """Have a descriptor closed in the end, and return it."""
-        self._stack.callback(os.close, fd)
-        return fd
+    def close(self) -> None:
+        """Close all of them."""
+        wire.close_all(self._fds)
+        wire.close_all(self._passing)
+
+    def __del__(self) -> None:
+        # A handler of a signal may have kept everybody from it. It may not have come to be.
+        if hasattr(self, "_passing"):
+            self.close()
+
+    def own(self, make: Callable[..., int], *args: object) -> int:
+        """Have a descriptor made, as by :func:`keep`, that is closed in the end."""
+        return keep(self._fds, make, *args)
 
     def null(self) -> int:
         """Return a descriptor from which nothing is read."""
-        return self.own(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+        return self.own(os.open, "/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
     def content(self, content: bytes, name: str) -> int:
         """Return a descriptor of bytes, for reading only.
@@ -70,16 +77,17 @@ class Opened:
             content: The bytes.
             name: What their memory file is called in /proc.
         """
-        memory = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         try:
+            memory = keep(self._passing, os.memfd_create, name, flags)
             with open(memory, "wb", buffering=0, closefd=False) as file:
                 view = memoryview(content)
                 while view:
                     view = view[file.write(view) :]
             fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
-            return self.own(os.open(f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC))
+            return self.own(os.open, f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC)
         finally:
-            os.close(memory)
+            wire.close_all(self._passing)
 
     def path(self, path: str, mode: Mode, origin: str) -> int:
         """Open a path as :func:`open` does, and a directory for what can be done with one.
@@ -101,15 +109,15 @@ class Opened:
         except FileNotFoundError:
             if mode == "r":
                 raise
-            stand_in = self.own(os.open(_STAND_IN, os.O_RDONLY | os.O_CLOEXEC))
+            stand_in = self.own(os.open, _STAND_IN, os.O_RDONLY | os.O_CLOEXEC)
             self._missing.append(_Missing(stand_in, path, mode, origin))
             return stand_in
         if kind == stat.S_IFDIR:
             # Whoever opens one has it for reading; what may be written is for its mount to say.
-            return self.own(os.open(path, _FLAGS | os.O_RDONLY | os.O_DIRECTORY))
+            return self.own(os.open, path, _FLAGS | os.O_RDONLY | os.O_DIRECTORY)
         if kind == stat.S_IFIFO:
             raise _fifo(path, origin)
-        fd = self.own(_open_at_once(path, _ACCESS[mode], origin))
+        fd = _open_at_once(self._fds, path, _ACCESS[mode], origin)
         if mode == "w":
             self._full.append(fd)
         return fd
@@ -134,11 +142,12 @@ class Opened:
             GrantError: If there is a FIFO in its place by now.
         """
         for missing in self._missing:
-            fd = _open_at_once(missing.path, _ACCESS[missing.mode] | os.O_CREAT, missing.origin)
+            flags = _ACCESS[missing.mode] | os.O_CREAT
             try:
+                fd = _open_at_once(self._passing, missing.path, flags, missing.origin)
                 os.dup2(fd, missing.number, inheritable=False)
             finally:
-                os.close(fd)
+                wire.close_all(self._passing)
             if missing.mode == "w":  # somebody else may have made it meanwhile
                 self._full.append(missing.number)
         self._missing = []
@@ -148,22 +157,39 @@ class Opened:
         self._full = []
 
 
-def _open_at_once(path: str, flags: int, origin: str) -> int:
+def keep(fds: list[int], make: Callable[..., int], *args: object) -> int:
+    """Have a descriptor made that is in a list at once, and return it.
+
+    A handler of a signal may raise something after each call: what a call has returned would be
+    nobody's then. This is one, which makes it and notes it.
+
+    Args:
+        fds: Descriptors for somebody to close, whatever happens.
+        make: A function in C, which makes one.
+        *args: What to call it with.
+    """
+    fds.extend(starmap(make, (args,)))
+    return fds[-1]
+
+
+def _open_at_once(fds: list[int], path: str, flags: int, origin: str) -> int:
     """Open what is no directory, without waiting for anybody else to open it too.
+
+    Args:
+        fds: As of :func:`keep`.
+        path: Of this process.
+        flags: For open(2).
+        origin: Who asks for it, for errors.
 
     Raises:
         GrantError: If it is a FIFO, which has no other way to be opened.
         OSError: As open(2) says.
     """
-    fd = os.open(path, _FLAGS | os.O_NONBLOCK | flags, _PERMISSIONS)
-    try:
-        if stat.S_ISFIFO(os.fstat(fd).st_mode):
-            raise _fifo(path, origin)
-        # That was for open(2) only: the cell waits where there is nothing to read yet.
-        os.set_blocking(fd, True)
-    except BaseException:
-        os.close(fd)
-        raise
+    fd = keep(fds, os.open, path, _FLAGS | os.O_NONBLOCK | flags, _PERMISSIONS)
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        raise _fifo(path, origin)
+    # That was for open(2) only: the cell waits where there is nothing to read yet.
+    os.set_blocking(fd, True)
     return fd
 
 

@@ -14,6 +14,8 @@ from sandbox.library.result import Result
 # Seconds in which a server takes notice that a connection of ours has ended, and between looks.
 _PATIENCE = 2.0
 _PAUSE = 0.02
+# Seconds until one who was refused asks a server again that others may have left.
+_NEXT_ATTEMPT = 1.0
 
 
 class Busy(SpawnerError):
@@ -47,88 +49,126 @@ class Generation:
 
     A run belongs to the generation that it was asked of, and never goes on in another: what was
     asked of a spawner that has ended fails, and runs nowhere.
+
+    Attributes:
+        guard: Held while anything of it or of its runs changes, and never for long: whoever has it
+            takes no other. A handler of a signal may take it again in the thread that has it, so
+            what belongs together is changed without a call in between.
+        asking: The runs whose connection is about to be made.
+        taken: Those that have one.
+        returned: So often was one given back or lost.
     """
 
     def __init__(self, root: Root) -> None:
         """Take over what makes connections."""
         self._root = root
-        self._guard = threading.Lock()
+        self.guard = threading.RLock()
         # Tells who waits for a connection that one may be had.
-        self._changed = threading.Condition(self._guard)
+        self._changed = threading.Condition(self.guard)
         self._idle: list[Connection] = []
-        self._taken = 0  # run something
-        self._asking = 0  # are about to be made
-        self._returned = 0  # so often was one given back or lost
+        self.asking: set[Run] = set()
+        self.taken: set[Run] = set()
+        self.returned = 0
         self._lost_at = -_PATIENCE  # of the monotonic clock: when one was closed
         self._over = False
         self._closing: int | None = None
-        self._ended = threading.Event()
+        self._ended = _latch()
 
     @property
     def is_alive(self) -> bool:
         """Whether it can run something."""
         return not self._over and self._root.is_alive()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it begins nothing more."""
+        return self._over
+
     def retire_if_ended(self) -> None:
         """After a connection has ended by itself, :meth:`retire` if that was the spawner's end."""
         if self._over or self._root.has_ended():
             self.retire()
 
-    def take(self, unwanted: Callable[[], bool] = lambda: False) -> Connection | None:
-        """Return a connection that runs nothing: the one that was used last, or a new one.
+    def take(self, run: "Run") -> Connection | None:
+        """Let a run have a connection that runs nothing: the one that was used last, or a new one.
 
-        Where a server takes no more of them, one that runs something is waited for.
-
-        Args:
-            unwanted: Whether nobody waits for it any more; asked after :meth:`wake`.
+        Where a server takes no more of them, one is waited for. Whatever comes of it, the run is
+        to leave :attr:`asking` and :attr:`taken` again, after :meth:`take_back`.
 
         Returns:
-            ``None`` if nobody does.
+            The run's connection, or ``None`` if it was killed.
 
         Raises:
             SpawnerError: If the spawner has ended, or a server takes not even one.
             OSError: As of :meth:`Root.connect`.
         """
+        me = threading.get_ident()
         while True:
-            with self._guard:
+            with self.guard:
                 if self._over:
                     raise SpawnerError(
                         "the spawner ended while the cell waited for it; the cell did not run"
                     )
-                returned = self._returned
-                self._asking += 1
-            connection = busy = None
+                unwanted, returned = run.killed, self.returned
+                if unwanted:
+                    return None
+                self.asking |= {run}
             try:
-                connection = self._one_that_idles() or self._root.connect()
+                connection = self._connect(run)
             except Busy as error:
                 busy = error
-            finally:
-                with self._guard:
-                    self._asking -= 1
-                    self._taken += connection is not None
-                if connection is None:
-                    self._close_if_unused()
-            if connection is not None:
-                return connection
-            if not self._wait(returned, unwanted):
+            else:
+                with self.guard:
+                    self.taken |= {run}
+                    self.asking -= {run}
+                    if run.killed:
+                        return None
+                    run.thread = me
+                    return connection
+            if not self._wait(run, returned):
                 raise SpawnerError(f"{busy}; the cell did not run") from None
-            if unwanted():
-                return None
 
-    def _wait(self, returned: int, unwanted: Callable[[], bool]) -> bool:
+    def _connect(self, run: "Run") -> Connection:
+        """Let a run have the connection that was used last, or a new one.
+
+        It has it at once: what a handler of a signal raises leaves none that is nobody's.
+        """
+        while True:
+            with self.guard:
+                if not self._idle:
+                    break
+                connection = run.connection = self._idle[-1]
+                del self._idle[-1]
+            if connection.is_open():  # a server may have ended it since
+                return connection
+            connection.close()
+        connection = run.connection = self._root.connect()
+        return connection
+
+    def _wait(self, run: "Run", returned: int) -> bool:
         """Wait until another attempt at a connection makes sense; false if none does.
 
         Args:
-            returned: What was counted before the last one.
-            unwanted: As of :meth:`take`.
+            run: What asked for one in vain, and now asks no more.
+            returned: What was counted before it did.
         """
-        with self._guard:
-            if self._taken:
+        with self.guard:
+            self.asking -= {run}
+            # Another that asks may be let in, and will have one that can be waited for. If not, the
+            # last of them gives up, and all others look again.
+            if self.taken or self.asking:
+                # A server may have room again whatever this program does.
                 self._changed.wait_for(
-                    lambda: self._over or self._returned != returned or unwanted()
+                    lambda: (
+                        self._over
+                        or self.returned != returned
+                        or run.killed
+                        or not (self.taken or self.asking)
+                    ),
+                    _NEXT_ATTEMPT,
                 )
                 return True
-            if self._returned != returned or self._over:
+            if self.returned != returned or self._over:
                 return True
             if time.monotonic() < self._lost_at + _PATIENCE:
                 # The server may still count what this program has closed.
@@ -138,47 +178,31 @@ class Generation:
 
     def wake(self) -> None:
         """Have those who wait for a connection look whether they still want it."""
-        with self._guard:
+        with self.guard:
             self._changed.notify_all()
 
-    def _one_that_idles(self) -> Connection | None:
-        """Return the connection that was used last; a server may have ended one since."""
-        while True:
-            with self._guard:
-                if not self._idle:
-                    return None
-                connection = self._idle.pop()
-            if connection.is_open():
-                return connection
-            connection.close()
-
-    def give_back(self, connection: Connection, *, usable: bool) -> None:
-        """Take a connection back, for the next.
+    def take_back(self, run: "Run", *, usable: bool) -> None:
+        """Take back a run's connection, for the next one, if it has one.
 
         Args:
-            connection: What :meth:`take` returned.
+            run: What runs no more.
             usable: Whether nothing runs on it, and it works; otherwise it is closed.
         """
-        with self._guard:
-            kept = usable and not self._over
-            if kept:
-                self._idle.append(connection)
-        if not kept:
+        with self.guard:
+            # Without one, somebody has killed the cell, and closes it.
+            connection, run.connection = run.connection, None
+            if connection is not None and usable and not run.killed and not self._over:
+                self._idle += [connection]
+                return
+            counted = run in self.taken or run in self.asking
+        if connection is not None:
             connection.close()
-        self.lose(closed=not kept)
+        if counted:
+            self._lost_at = time.monotonic()  # a server may take another now
 
-    def lose(self, *, closed: bool = True) -> None:
-        """Count on a connection no more that was taken, and that somebody else closes.
-
-        Args:
-            closed: Whether it is no more, so that a server may take another.
-        """
-        with self._guard:
-            self._taken -= 1
-            self._returned += 1
-            if closed:
-                self._lost_at = time.monotonic()
-            self._changed.notify_all()
+    def settle(self) -> None:
+        """See what follows when a run has left."""
+        self.wake()
         self._close_if_unused()
 
     def retire(self) -> None:
@@ -192,7 +216,8 @@ class Generation:
         self._close()
         # A thread that was interrupted while it closed it would wait for itself.
         if self._closing != threading.get_ident():
-            self._ended.wait()
+            with self._ended:
+                pass
 
     def let_go(self) -> None:
         """Close what this process has of it, which is the copy of another's."""
@@ -202,7 +227,7 @@ class Generation:
         self._root.close()
 
     def _begin_no_more(self) -> None:
-        with self._guard:
+        with self.guard:
             self._over = True
             idle, self._idle = self._idle, []
             self._changed.notify_all()
@@ -210,20 +235,23 @@ class Generation:
             connection.close()
 
     def _close_if_unused(self) -> None:
-        with self._guard:
-            unused = self._over and not self._taken and not self._asking
+        with self.guard:
+            unused = self._over and not self.taken and not self.asking
         if unused:
             self._close()
 
     def _close(self) -> None:
-        with self._guard:
-            if self._closing is not None:
-                return
-            self._closing = threading.get_ident()
+        me = threading.get_ident()
+        mine = False
         try:
-            self._root.close()
+            with self.guard:
+                if self._closing is None:
+                    mine, self._closing = True, me
+            if mine:
+                self._root.close()
         finally:
-            self._ended.set()
+            if mine:
+                self._ended.release()
 
 
 class Pool:
@@ -239,7 +267,9 @@ class Pool:
             OSError: If it cannot be started.
         """
         self._start = start
-        self._guard = threading.Lock()
+        # Held while a spawner is started, too, and then no other is taken: so whoever waits for it
+        # in a handler of a signal, whatever the interrupted thread has, waits for the start only.
+        self._guard = threading.RLock()
         self._generation = Generation(start())
         self._closed = False
         self._owner = os.getpid()
@@ -266,16 +296,29 @@ class Pool:
                 f"the sandbox is process {self._owner}'s, which this one was forked from: make one"
                 " here"
             )
-        with self._guard:
-            if self._closed:
-                raise SpawnerError("the sandbox is closed")
-            if not self._generation.is_alive:
-                self._generation.retire()
-                try:
-                    self._generation = Generation(self._start())
-                except OSError as error:
-                    raise SpawnerError(f"there is no spawner: {error}") from error
-            return self._generation
+        before = self._generation
+        if not before.is_alive:
+            before.retire()
+        late: Generation | None = None
+        try:
+            with self._guard:
+                if not self._closed and self._generation is before and before.is_over:
+                    late = self._start_next()
+                    # Unless a handler of a signal was here meanwhile.
+                    if not self._closed and self._generation is before:
+                        self._generation, late = late, None
+                if self._closed:
+                    raise SpawnerError("the sandbox is closed")
+                return self._generation
+        finally:
+            if late is not None:
+                late.end()
+
+    def _start_next(self) -> Generation:
+        try:
+            return Generation(self._start())
+        except OSError as error:
+            raise SpawnerError(f"there is no spawner: {error}") from error
 
     def close(self) -> None:
         """Begin nothing more, and end the spawner as soon as it runs nothing.
@@ -300,7 +343,15 @@ class Pool:
 
 
 class Run:
-    """One run, which anybody who has it may kill."""
+    """One run, which anybody who has it may kill, in a handler of a signal too.
+
+    Attributes:
+        name: What the cell is called, for errors.
+        connection: What it runs on, as soon as it has one; ``None`` again when somebody has killed
+            it, who closes that, or when it was taken back.
+        killed: Whether somebody wants it to end.
+        thread: The one that has a cell run, as soon as there may be one.
+    """
 
     def __init__(self, job: Job, generation: Generation, house: House, keep: object = None) -> None:
         """Take over a job, which is closed when the run is over.
@@ -316,13 +367,13 @@ class Run:
         self._job: Job | None = job
         self._generation = generation
         self._house = house
-        self._guard = threading.Lock()
-        self._connection: Connection | None = None
-        self._killed = False
+        # The same for all: one who has one and waits for another could wait for ever.
+        self._guard = generation.guard
+        self.connection: Connection | None = None
+        self.killed = False
         self._over = False
-        # The thread that has a cell run, as soon as there may be one; and whether that is no more.
-        self._thread: int | None = None
-        self._ended = threading.Event()
+        self.thread: int | None = None
+        self._ended = _latch()  # and does so no more
 
     def execute(self) -> Result:
         """Run it, once, and wait for its end.
@@ -334,71 +385,63 @@ class Run:
             OSError: Likewise.
             ValueError: Likewise.
         """
-        # Whoever keeps the result need not keep what was given to the cell.
-        job, self._job = self._job, None
-        if job is None:
-            raise RuntimeError("a run is executed once")
+        job: Job | None = None
         try:
+            # Whoever keeps the result need not keep what was given to the cell.
+            with self._guard:
+                job, self._job = self._job, None
+            if job is None:
+                raise RuntimeError("a run is executed once")
             result = self._run(job)
         except (SandboxError, OSError, ValueError, TypeError):
             if self._settle():
                 raise self._death() from None
             raise
         finally:
-            self._ended.set()
-            job.close()
-            self._keep = None
+            if job is not None:
+                self._ended.release()
+                job.close()
+                self._keep = None
         if self._settle():
             raise self._death()
         return result
 
     def _run(self, job: Job) -> Result:
-        connection = self._take()
+        generation = self._generation
         # Whether the connection waits for the next cell: not if it broke, and not if this thread
         # was interrupted while a cell ran on it.
         usable = False
+        connection: Connection | None = None
         try:
+            connection = generation.take(self)
+            if connection is None:
+                raise self._death()
             result = job.run(connection, self._house)
             usable = True
         except SpawnerError:
-            if not self._killed:
-                self._generation.retire_if_ended()
+            # A server that has no connection left for this one goes on with the others.
+            if connection is None:
+                if not generation.is_alive:
+                    generation.retire()
+            elif not self.killed:
+                generation.retire_if_ended()
             raise
         except (SandboxError, OSError, ValueError, TypeError):
             # It was before the cell, or what came of it was told, unless this process was short of
             # something in between.
-            usable = connection.is_open()
+            usable = connection is not None and connection.is_open()
             raise
         finally:
-            with self._guard:
-                mine, self._connection = self._connection, None
-                killed = self._killed
-            if mine is None:
-                self._generation.lose()  # who kills the cell closes it
-            else:
-                self._generation.give_back(connection, usable=usable and not killed)
+            try:
+                generation.take_back(self, usable=usable)
+            finally:
+                # Not by a call, which a handler's exception may be the end of before it begins.
+                with self._guard:
+                    generation.asking -= {self}
+                    generation.taken -= {self}
+                    generation.returned += 1
+                generation.settle()
         return result
-
-    def _take(self) -> Connection:
-        """Return a connection, at which the cell can be killed from now on."""
-        try:
-            connection = self._generation.take(lambda: self._killed)
-        except SpawnerError:
-            # A server that has no connection left for this one goes on with the others.
-            if not self._generation.is_alive:
-                self._generation.retire()
-            raise
-        if connection is None:
-            raise self._death()
-        with self._guard:
-            killed = self._killed
-            if not killed:
-                self._connection = connection
-                self._thread = threading.get_ident()
-        if killed:
-            self._generation.give_back(connection, usable=True)
-            raise self._death()
-        return connection
 
     def _settle(self) -> bool:
         """Make it over: no kill counts that comes later.
@@ -408,7 +451,7 @@ class Run:
         """
         with self._guard:
             self._over = True
-            return self._killed
+            return self.killed
 
     def _death(self) -> CellKilled:
         return CellKilled(self.name, "it was killed")
@@ -422,9 +465,9 @@ class Run:
         with self._guard:
             if self._over:
                 return False
-            if self._connection is not None and not self._killed:
-                self._connection.hang_up()
-            self._killed = True
+            if self.connection is not None and not self.killed:
+                self.connection.hang_up()
+            self.killed = True
         self._generation.wake()
         return True
 
@@ -442,19 +485,31 @@ class Run:
         if not self.condemn():
             return False
         with self._guard:
-            connection, self._connection = self._connection, None
+            connection, self.connection = self.connection, None
         if connection is not None:
             connection.close()
-        if wait and self._thread not in (None, threading.get_ident()):
-            self._ended.wait()
+        if wait and self.thread not in (None, threading.get_ident()):
+            with self._ended:
+                pass
         return True
 
     def abandon(self) -> None:
         """Give up what it holds, because it will not be executed."""
-        job, self._job = self._job, None
+        with self._guard:
+            job, self._job = self._job, None
         self._keep = None
         if job is not None:
             job.close()
+
+
+def _latch() -> threading.Lock:
+    """Return a lock that is taken until something has come, for others to wait for that.
+
+    An event has a lock of its own, which the thread may have that a handler of a signal interrupts.
+    """
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
 
 
 def has_ended(pid: int) -> bool:

@@ -99,7 +99,7 @@ class Sandbox:
         pool = self._pool = Pool(start)
         # Until the end of the program only, which is the spawner's too.
         weakref.finalize(self, _forget, pool).atexit = False
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()  # close() may be called in a handler of a signal
         self._runs: set[Run] = set()
 
     def run(
@@ -135,13 +135,13 @@ class Sandbox:
             TypeError: If something is of another kind than it has to be.
         """
         run = self.prepare(cell, args, grants, **options)
-        with self._guard:
-            self._runs.add(run)
         try:
+            with self._guard:
+                self._runs |= {run}
             return run.execute()
         finally:
             with self._guard:
-                self._runs.discard(run)
+                self._runs -= {run}
 
     def prepare(
         self,

@@ -213,18 +213,18 @@ def test_whoever_kills_a_cell_waits_until_it_is_gone(
 ) -> None:
     """Also one for whom somebody else does the killing."""
     came: list[str] = []
-    original = pool.Generation.lose
+    original = pool.Generation.settle
 
-    def lose_late(self: pool.Generation, *, closed: bool = True) -> None:
+    def settle_late(self: pool.Generation) -> None:
         time.sleep(0.3)
         came.append("gone")
-        original(self, closed=closed)
+        original(self)
 
     def kill() -> None:
         assert busy.futures[0].kill()
         came.append("told")
 
-    monkeypatch.setattr(pool.Generation, "lose", lose_late)
+    monkeypatch.setattr(pool.Generation, "settle", settle_late)
     killers = [threading.Thread(target=kill) for _ in range(3)]
     for killer in killers:
         killer.start()
@@ -343,6 +343,63 @@ def test_a_cells_descriptor_is_held_at_once_and_read_when_it_runs(
 
 
 # --- shutdown ---
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["running", "queued"])
+def test_what_submit_raises_for_does_not_run(
+    executor: CellExecutor, tool: Cell, pipe: Pipe, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """As where no thread can be started: the queue has the cell by then."""
+    busy = None if begun else Busy(executor, tool)
+    original = executor._threads.submit
+
+    def submit_and_fail(work: Callable[..., None], future: CellFuture) -> None:
+        original(work, future)
+        if begun:
+            pipe.wait_for_word()
+        raise RuntimeError("can't start new thread")
+
+    before = set(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(executor._threads, "submit", submit_and_fail)
+        with pytest.raises(RuntimeError, match="start new thread"):
+            executor.submit(tool, ["tell=O", "spin"], [grant("O", pipe.writer, move=True)])
+    if busy is not None:
+        assert set(os.listdir("/proc/self/fd")) < before
+        assert all(future.kill() for future in busy.futures)
+        for each in busy.pipes:
+            each.close()
+    assert executor.submit(tool, ["say=on"]).result().stdout == b"on"
+    assert pipe.has_ended()
+    assert os.read(pipe.reader, 4) == b""
+    assert not executor._futures
+
+
+def test_a_handler_of_a_signal_can_kill_one_while_its_thread_submits_another(
+    executor: CellExecutor, tool: Cell, busy: Busy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = executor.submit(tool)
+    killed: list[bool] = []
+
+    def handle(number: int, _frame: object) -> None:
+        if number == signal.SIGALRM:
+            pytest.fail("it waits for itself")
+        killed.append(waiting.kill())
+
+    numbers = (signal.SIGUSR1, signal.SIGALRM)
+    before = {number: signal.signal(number, handle) for number in numbers}
+    signal.setitimer(signal.ITIMER_REAL, 20)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(executor, "_check_open", lambda: signal.raise_signal(signal.SIGUSR1))
+            later = executor.submit(tool)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert killed == [True, True]
+    assert waiting.cancelled()
+    assert later.cancel()
 
 
 def test_shutdown_waits_for_all(executor: CellExecutor, tool: Cell) -> None:

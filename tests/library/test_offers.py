@@ -295,18 +295,16 @@ def test_a_path_is_opened_so_that_the_cell_waits(
     sandbox: Sandbox, tool: Cell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only open(2) is not to wait."""
-    found = []
-
-    def seen(stack: object, number: int) -> bool:
-        found.append(os.get_blocking(number))
-        return True
-
     from sandbox.library import opening
 
-    original = opening.Opened.own
-    monkeypatch.setattr(
-        opening.Opened, "own", lambda self, fd: seen(self, fd) and original(self, fd)
-    )
+    found: list[bool] = []
+    original = opening.Opened.settle
+
+    def settle(self: opening.Opened) -> None:
+        original(self)
+        found.extend(map(os.get_blocking, self._fds))
+
+    monkeypatch.setattr(opening.Opened, "settle", settle)
     sandbox.run(tool, grants=[grant("a", "/dev/null"), grant("b", "/dev/zero", mode="rw")]).check()
     assert len(found) >= 4
     assert all(found)

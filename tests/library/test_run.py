@@ -106,6 +106,42 @@ def test_a_cell_is_its_bytes_and_their_digest(tool: Cell, tool_path: Path) -> No
         assert copied.name == shared.name == "tool"
 
 
+def test_a_cell_that_is_closed_while_it_is_opened_is_never_another_file(
+    tool_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = Cell.load(tool_path)
+    number = cell.fileno()
+    others: list[int] = []
+    original = os.open
+    begun = threading.Event()
+
+    def close_and_open_another() -> None:
+        begun.set()
+        cell.close()
+        others.append(original("/dev/null", os.O_RDONLY))
+
+    closing = threading.Thread(target=close_and_open_another)
+
+    def open_late(path: str, flags: int) -> int:
+        closing.start()
+        assert begun.wait(30)
+        closing.join(0.3)
+        return original(path, flags)
+
+    monkeypatch.setattr("sandbox.library.cell.os.open", open_late)
+    opened = cell.open()
+    monkeypatch.undo()
+    closing.join()
+    try:
+        assert others == [number]  # as it would have been before, too
+        assert os.fstat(opened).st_size == tool_path.stat().st_size
+        with pytest.raises(ValueError, match="closed"):
+            cell.open()
+    finally:
+        for fd in (opened, *others):
+            os.close(fd)
+
+
 def test_without_a_cache_a_cell_runs_again_and_again(tool: Cell) -> None:
     with Sandbox(cache=None, jails=0) as sandbox:
         assert [sandbox.run(tool, ["say=x"]).stdout for _ in range(2)] == [b"x", b"x"]

@@ -6,6 +6,7 @@ import signal
 import socket
 import stat
 import struct
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from tests.conftest import (
     CAN_BE_ROOT,
     EXAMPLES,
     ORDINARY_ID,
+    REPO,
     Account,
     Leftovers,
     Ww,
@@ -26,6 +28,7 @@ from tests.features import needs
 from tests.serve.serving import Server, serving, socket_of, waiting
 
 HELLO = EXAMPLES / "hello" / "hello.wasm"
+OVERFLOW_ID = int(Path("/proc/sys/kernel/overflowuid").read_text())
 needs_root = needs("root", CAN_BE_ROOT, "only root can be another user")
 
 
@@ -234,6 +237,52 @@ def test_root_does_not_use_the_server_of_another_user(ww: Ww, ordinary_account: 
         assert served is None
         assert f"the server there is uid {ORDINARY_ID}'s" in said
         assert greeting(server.path) == f"this server is for uid {ORDINARY_ID} only".encode()
+
+
+# The first user of a user namespace that maps one id, and it is the one that stands for all others.
+AS_NOBODY = ("unshare", "--user", f"--map-user={OVERFLOW_ID}", f"--map-group={OVERFLOW_ID}")
+CONNECTING = """
+import sys
+from sandbox.client import connect
+try:
+    connect(sys.argv[1]).close()
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+@needs_root
+def test_where_strangers_look_like_oneself_a_server_refuses_everybody(
+    ww: Ww, ordinary_account: Account
+) -> None:
+    user = ww.as_user(ordinary_account)
+    refusal = f"the kernel shows strangers as uid {OVERFLOW_ID} here, too"
+    with serving(user, "--jails", "0", command=[*AS_NOBODY, *user.command]) as server:
+        server.path.parent.chmod(0o755)
+        server.path.chmod(0o666)
+        # Root is none of the namespace's, and nor is who has its one id outside.
+        assert greeting(server.path) == refusal.encode()
+        served, said = used(user)
+        assert served is None
+        assert refusal in said
+
+
+@needs_root
+def test_where_strangers_look_like_oneself_no_server_is_used(
+    ww: Ww, ordinary_account: Account
+) -> None:
+    user = ww.as_user(ordinary_account)
+    for owner in (ww, user):
+        with serving(owner, "--jails", "0") as server:
+            ww.root.chmod(0o755)
+            server.path.parent.chmod(0o755)
+            server.path.chmod(0o666)
+            command = [*AS_NOBODY, sys.executable, "-c", CONNECTING, str(server.path)]
+            done = user.call(command, env={"PYTHONPATH": str(REPO)})
+            assert done.returncode == 1
+            assert done.stderr.decode().startswith(
+                f"SpawnerError: {server.path}: uid {OVERFLOW_ID} is whoever this user namespace "
+            ), done.stderr
 
 
 @needs_root

@@ -121,7 +121,7 @@ def test_a_bound_of_nothing_keeps_nothing(folder: Path) -> None:
 def test_a_bound_that_is_less_than_before_holds_when_the_next_is_made(
     folder: Path, size: int
 ) -> None:
-    for hours, name in enumerate((A, B, C)):
+    for hours, name in enumerate((A, B, C), 1):
         assert keep(Cache(str(folder), None), name, 1000) == ""
         age(folder, name, hours * 3600)
     less = Cache(str(folder), 2000)

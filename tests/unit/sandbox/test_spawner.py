@@ -1,17 +1,33 @@
 """What the spawner does when a step fails that hardly ever does."""
 
+import _socket
+import builtins
 import errno
 import os
 import signal
 import socket
+import stat
 import threading
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
 import pytest
 
-from sandbox import Connection, Outcome, Plan, Spawner, SpawnerError, client, wire
+from sandbox import (
+    Connection,
+    Outcome,
+    Plan,
+    Spawner,
+    SpawnerError,
+    client,
+    connect,
+    credentials,
+    wire,
+)
 from sandbox.lane import Lane
 from sandbox.order import ORDINARY
 from sandbox.ready import ReadyJails
@@ -47,7 +63,7 @@ def test_a_request_that_finds_no_number_left_is_answered(
         end = rest = begin
 
     served = Running(pair[0], cast(Any, None), cast(Any, None), cast(Any, Idle()))
-    first = iter([(Plan((), (), (), 1, 1, "00").encode(), list[int]())])
+    first = iter([(Plan((), (), (), 1, 1, "ab" * 32).encode(), list[int]())])
     with monkeypatch.context() as patch:
         patch.setattr(wire, "receive", full)
         served.serve()
@@ -270,3 +286,197 @@ def test_closing_ends_a_spawner_whoever_has_copies_of_its_connections(
     finally:
         for copy in copies:
             os.close(copy)
+
+
+# --- closing twice, and forks ---------------------------------------------------------------------
+
+
+def _in_a_child(check: Callable[[], bool]) -> bool:
+    """What a function returns in a process that is forked for it."""
+    with warnings.catch_warnings():
+        # Of threads that such a process has none of, as newer versions do; this one needs none.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        holds = False
+        try:
+            holds = check()
+        finally:
+            os._exit(0 if holds else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def _sockets() -> set[int]:
+    """The descriptors of sockets that this process has."""
+    numbers = (int(name) for name in os.listdir("/proc/self/fd"))
+    return {n for n in numbers if _is_open(n) and stat.S_ISSOCK(os.fstat(n).st_mode)}
+
+
+def _closes_nothing_twice(spawner: Spawner) -> bool:
+    """Close it, give its number to somebody else, and close it again."""
+    number = spawner._process
+    spawner.close()
+    null = os.open("/dev/null", os.O_RDONLY)
+    try:
+        os.dup2(null, number)
+        spawner.close()
+        spawner.kill()
+        return _is_open(number)
+    finally:
+        for fd in {null, number}:
+            os.close(fd)
+
+
+def test_a_spawner_that_is_closed_again_closes_nothing_of_others() -> None:
+    spawner = Spawner.start(None)
+    assert _in_a_child(lambda: _closes_nothing_twice(spawner))
+    assert _closes_nothing_twice(spawner)
+
+
+def test_a_process_that_is_forked_beside_a_new_connection_has_no_copy_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = _sockets()
+    spawner = Spawner.start(None)
+    hand_in = wire.hand_in
+    came: list[bool] = []
+
+    def fork_and_hand_in(door: socket.socket, connection: int) -> None:
+        assert _sockets() > {door.fileno(), connection} | before
+        came.append(_in_a_child(lambda: _sockets() <= before))
+        hand_in(door, connection)
+
+    try:
+        monkeypatch.setattr(wire, "hand_in", fork_and_hand_in)
+        spawner.connect().close()
+        Spawner.start(None).close()
+    finally:
+        spawner.close()
+    assert came == [True, True]
+
+
+def test_a_process_that_is_forked_while_sockets_are_made_has_no_copy_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spawner = Spawner.start(None)
+    make = _socket.socketpair
+    came: list[bool] = []
+
+    def make_beside_a_fork(*args: int) -> tuple[_socket.socket, _socket.socket]:
+        ours, theirs = make(*args)
+        numbers = (ours.fileno(), theirs.fileno())
+        forking.start(numbers)
+        return ours, theirs
+
+    class Forking:
+        """Another thread, which forks at once."""
+
+        def start(self, numbers: tuple[int, int]) -> None:
+            self.thread = threading.Thread(
+                target=lambda: came.append(_in_a_child(lambda: not any(map(_is_open, numbers))))
+            )
+            self.thread.start()
+            self.thread.join(0.3)  # it forks now, unless it waits until they are made
+
+    forking = Forking()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(_socket, "socketpair", make_beside_a_fork)
+            connection = spawner.connect()
+        forking.thread.join()
+        assert came == [True]
+        assert connection.is_open()
+        connection.close()
+    finally:
+        spawner.close()
+
+
+@pytest.fixture
+def listening(tmp_path: Path) -> Iterator[str]:
+    """A server that lets everybody in."""
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(path)
+        door.listen()
+
+        def greet() -> None:
+            guest, _ = door.accept()
+            guest.settimeout(30)
+            with guest, suppress(OSError):  # who has heard enough may be gone
+                wire.send(guest, wire.GREETING)
+                guest.recv(1)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        yield path
+        thread.join()
+
+
+def test_a_process_that_is_forked_beside_a_connection_to_a_server_has_no_copy_of_it(
+    listening: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender = client._sender
+    came: list[bool] = []
+
+    def fork_and_ask(channel: socket.socket) -> int | None:
+        number = channel.fileno()
+        came.append(_in_a_child(lambda: not _is_open(number)))
+        return sender(channel)
+
+    monkeypatch.setattr(client, "_sender", fork_and_ask)
+    connect(listening).close()
+    assert came == [True]
+
+
+# --- whose server it is ---------------------------------------------------------------------------
+
+
+def test_a_server_is_nobodys_where_strangers_have_ones_own_user_id(
+    listening: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def is_ambiguous(uid: int) -> bool:
+        asked.append(uid)
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(credentials, "is_ambiguous", is_ambiguous)
+        with pytest.raises(SpawnerError, match="nobody can tell whose"):
+            connect(listening).close()
+    assert asked == [os.geteuid()]
+
+
+@pytest.mark.parametrize(
+    ("ids", "uid", "ambiguous"),
+    [
+        ("         0          0 4294967295\n", 77, False),
+        ("         0       1000          1\n", 77, True),
+        ("         0          0      65536\n", 77, True),
+        ("         0          0 4294967294\n", 77, True),
+        ("", 77, True),
+        ("         0       1000          1\n", 0, False),
+        ("         0       1000          1\n", 65534, False),
+    ],
+)
+def test_strangers_have_one_user_id_in_a_namespace_that_does_not_know_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ids: str, uid: int, ambiguous: bool
+) -> None:
+    files = {"/proc/sys/kernel/overflowuid": "77\n", "/proc/self/uid_map": ids}
+    original = builtins.open
+
+    def open_other(path: str, *args: Any, **options: Any) -> Any:
+        other = tmp_path / path.replace("/", "-")
+        other.write_text(files[path])
+        return original(other, *args, **options)
+
+    monkeypatch.setattr(credentials, "open", open_other, raising=False)
+    assert credentials.is_ambiguous(uid) == ambiguous
