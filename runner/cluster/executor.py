@@ -13,7 +13,9 @@ from typing import Any, Unpack, cast
 import distributed
 from distributed import Client, KilledWorker
 from distributed.client import FutureCancelledError
+from distributed.comm import addressing, registry
 from distributed.scheduler import NoValidWorkerError, NoWorkerError
+from distributed.security import Security
 
 from runner.cluster.job import MAX_BYTES, Answer, ClusterError, ClusterResult, Job
 from runner.cluster.job import Options as Travelling
@@ -38,6 +40,25 @@ _LOST = {
     "scheduler-restart": "the scheduler was restarted",
 }
 _AGAIN = "the cell may have run, but its outputs are lost, so it may be submitted again"
+
+
+def _check_scheduler(address: str) -> None:
+    """Hold that an address can be one, before Dask tries to reach it, and cleans up for a minute.
+
+    Raises:
+        ClusterError: If not; or if it takes TLS, and Dask's configuration has none.
+    """
+    hint = "write it like tls://HOST:8786"
+    try:
+        scheme, place = addressing.parse_address(address, strict=True)
+        registry.get_backend(scheme)
+        if scheme in ("tcp", "tls"):
+            addressing.parse_host_port(place)
+        if scheme == "tls" and not Security().get_connection_args("client")["ssl_context"]:
+            hint = "set distributed.comm.tls in a file that DASK_CONFIG names"
+            raise ValueError("it takes TLS, and there are no certificate and key for it")
+    except (ValueError, TypeError, OSError) as error:
+        raise ClusterError(f"scheduler {address}", str(error), hint=hint) from error
 
 
 class ClusterFuture(Future[ClusterResult]):
@@ -108,7 +129,7 @@ class ClusterExecutor(Executor):
             priority: Among what waits in the cluster; higher comes first.
 
         Raises:
-            ClusterError: The scheduler cannot be reached.
+            ClusterError: The scheduler cannot be reached, or its address cannot be one.
             ValueError: The client is an asynchronous one.
         """
         self._import_cells = import_cells
@@ -120,6 +141,7 @@ class ClusterExecutor(Executor):
         }
         self._owned = isinstance(cluster, str)
         if isinstance(cluster, str):
+            _check_scheduler(cluster)
             try:
                 cluster = Client(cluster, set_as_default=False)
             except (OSError, TimeoutError) as error:
@@ -189,16 +211,19 @@ class ClusterExecutor(Executor):
                 raise RuntimeError("cannot submit a cell to an executor that is closed")
             number = next(self._numbers)
             self._open.add(future)
-        future.add_done_callback(self._forget)
+        # Nobody but this thread knows it yet, and an interrupt may come: nothing would ever end it.
         try:
+            future.add_done_callback(self._forget)
             handle = self._client.submit(
                 run_job, job, key=(self._group, number), pure=False, retries=0, **self._how
             )
-        except Exception as error:
+            future._stop = lambda: self._loop.add_callback(self._cancel, handle)
+            self._loop.add_callback(self._follow, handle, future, address)
+        except BaseException as error:
             future.cancel()
-            raise ClusterError(address, f"it cannot be submitted: {error}") from error
-        future._stop = lambda: self._loop.add_callback(self._cancel, handle)
-        self._loop.add_callback(self._follow, handle, future, address)
+            if isinstance(error, Exception):
+                raise ClusterError(address, f"it cannot be submitted: {error}") from error
+            raise
         if future.cancelled():  # by a shutdown, before it could be told of the job
             future._stop()
         return future

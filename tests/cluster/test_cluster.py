@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError, Executor, as_completed
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from distributed import Client
@@ -570,3 +572,48 @@ def test_without_dask_the_error_says_what_to_install() -> None:
     )
     assert done.returncode == 1
     assert "pip install 'wetware[dask]'" in done.stderr.splitlines()[-1]
+
+
+def test_an_interrupt_during_a_submission_leaves_nothing_to_wait_for(
+    cluster: ClusterExecutor, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = cluster.client
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    # Before Dask has the job, and when it has it and nobody follows it yet.
+    for moment in ("before", "after"):
+        executor = ClusterExecutor(client)
+        with monkeypatch.context() as patched:
+            if moment == "before":
+                patched.setattr(client, "submit", interrupted)
+            else:
+                patched.setattr(executor, "_loop", SimpleNamespace(add_callback=interrupted))
+            with pytest.raises(KeyboardInterrupt):
+                executor.submit(shelf.hello)
+        ended = threading.Thread(target=executor.shutdown, daemon=True)
+        ended.start()
+        ended.join(PATIENCE)
+        assert not ended.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1", "Invalid url scheme"),
+        ("", "Invalid url scheme"),
+        ("tcp://", "missing port number"),
+        ("tcp://127.0.0.1", "missing port number"),
+        ("foo://x:1", "unknown address scheme"),
+        ("tls://127.0.0.1:1", "there are no certificate and key for it"),
+    ],
+)
+def test_what_is_no_address_is_refused_at_once(address: str, said: str) -> None:
+    before = threading.active_count()
+    with pytest.raises(ClusterError) as caught:
+        ClusterExecutor(address)
+    assert caught.value.where == f"scheduler {address}"
+    assert said in caught.value.what
+    assert "\n" not in str(caught.value)
+    assert threading.active_count() == before  # no client was made
