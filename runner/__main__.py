@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 
-from runner.errors import EXIT_FAILURE, WwError
+from runner.errors import WwError
 from runner.inherited import capture
 
 TYPE_CHECKING = False
@@ -30,11 +29,6 @@ def main() -> NoReturn:
     from runner.program import run_program
 
     code = run_program(inherited)
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()  # help texts: the only thing written through it
-    except OSError:
-        code = code or EXIT_FAILURE
     # All is done and closed; the interpreter's own end would only take time.
     os._exit(code)
 

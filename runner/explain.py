@@ -1,11 +1,20 @@
 """``--explain``: the whole plan of a run, as text or JSON, before anything happens."""
 
 import json
+import os
+from collections.abc import Mapping
 from typing import Any
 
+from runner.content.ipns import resolve
+from runner.content.ipns_name import PREFIX as IPNS
+from runner.content.resolver import parse_path
+from runner.content.sources import open_content
+from runner.errors import EXIT_USAGE, WwError, printable
 from runner.grants.plan import PlannedGrant
 from runner.limits import FLAGS
-from runner.supervise import Run
+from runner.spawners import cache_size
+from runner.supervise import Run, exit_code
+from sandbox import JailError, Outcome, Plan, check_chroot
 
 # What every jail has; docs/security.md says more of each.
 _JAIL = {
@@ -24,13 +33,81 @@ _MOUNT = "the kernel (read-only mount) and the host"
 _TREE = "the kernel (a mount of its own, and the permissions of its files) and the host"
 
 
+def check(run: Run, environ: Mapping[str, str]) -> None:
+    """Hold that a run would not be refused for what is said of it, as far as that is known here.
+
+    Nothing is asked, and no file is looked for.
+
+    Args:
+        run: What would be run.
+        environ: ww's own environment.
+
+    Raises:
+        WwError: As the run would, with code 2, or 67 for what the jail cannot be.
+    """
+    cache_size(environ)
+    _check_address(run, environ)
+    if run.isolation == "chroot":
+        _check_chroot(run)
+
+
+def _check_chroot(run: Run) -> None:
+    """Hold that it asks for nothing that takes a namespace of its own.
+
+    Raises:
+        WwError: As the run would, with code 67.
+    """
+    plan = Plan(
+        grants=run.grants.grants,
+        argv=(),
+        env=(),
+        uid=run.uid,
+        gid=run.gid,
+        digest="0" * 64,
+        limits=run.limits,
+        network=run.network,
+        isolation=run.isolation,
+    )
+    try:
+        check_chroot(plan)
+    except JailError as error:
+        exit_code(run.address, Outcome("jail", error.errno, error.what, error.step))
+
+
+def _check_address(run: Run, environ: Mapping[str, str]) -> None:
+    """Hold that the cell's address is one, and those of whom it would be asked of.
+
+    Raises:
+        WwError: As the run would, with code 2.
+    """
+    if not run.address.startswith(("/ipfs/", IPNS)):
+        return
+    with open_content(environ, run.fetch, quiet=True) as blocks:
+        if not run.address.startswith(IPNS):
+            parse_path(run.address)
+            return
+        try:
+            # With no memory and nobody to ask, it goes as far as the address itself.
+            resolve(
+                run.address,
+                blocks,
+                os.devnull,
+                dnslink=run.fetch.dnslink,
+                offline=True,
+                tell=lambda _: None,
+            )
+        except WwError as error:
+            if error.code == EXIT_USAGE:
+                raise
+
+
 def as_json(run: Run) -> str:
     """Return the plan as one JSON object, ending without a newline."""
     return json.dumps(_plan(run), indent=2, ensure_ascii=False)
 
 
 def as_text(run: Run) -> list[str]:
-    """Return the plan as lines for a person."""
+    """Return the plan as lines for a person; whatever is in it, it cannot forge one."""
     plan = _plan(run)
     lines = [f"cell: {plan['cell']}"]
     lines += [f"arg: {arg}" for arg in plan["args"]]
@@ -55,7 +132,7 @@ def as_text(run: Run) -> list[str]:
     lines.append(f"ends with: {plan['ends_with']}")
     lines += [f"jail: {key}: {value}" for key, value in plan["jail"].items()]
     lines += [f"required: {feature}" for feature in plan["required"]]
-    return lines
+    return [printable(line) for line in lines]
 
 
 def _plan(run: Run) -> dict[str, Any]:

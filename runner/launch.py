@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from runner.grants.plan import GrantPlan
     from runner.inherited import Inherited
     from runner.spawners import HeadStart
+    from runner.status import Status
 
 # The kernel's overflow id: nobody's, on every Linux (/proc/sys/kernel/overflowuid).
 _NOBODY = 65534
@@ -68,7 +69,7 @@ def launch(
             console = values["with_console"] or with_all
             terminals, size = _console(grants) if console else ((), {})
             what = supervise.Run(
-                address=_text("CELL", values["cell"]),
+                address=_given("CELL", values["cell"]),
                 args=tuple(_text(f"ARGS #{i}", arg) for i, arg in enumerate(values["args"], 1)),
                 env=tuple({**size, **environment(grants, values["env"])}.items()),
                 grants=grants,
@@ -83,7 +84,7 @@ def launch(
                 ipfs=sources.ipfs,
                 terminals=terminals,
                 fetch=fetch,
-                invoke=_text("--invoke", values["invoke"]),
+                invoke="" if values["invoke"] is None else _given("--invoke", values["invoke"]),
                 trap_unknown=values["trap_unknown"],
                 served=not values["no_serve"],
             )
@@ -93,7 +94,7 @@ def launch(
                 _warn("--fd-from -: stdin was the table, so the cell's stdin is /dev/null")
             if values["fd_verbose"]:
                 print_on_stderr(verbose_lines(grants))
-            return supervise.run(what, os.environ, status, signals, head_start)
+            return _run(what, status, signals, head_start)
     except supervise.Ended as end:
         status.ended_by(end.signal)
         return 128 + end.signal
@@ -107,6 +108,27 @@ def launch(
         # As runner.program says it: a lack of the system, or a defect.
         status.failed(f"{type(error).__name__}: {error}", EXIT_FAILURE)
         raise
+
+
+def _run(
+    what: supervise.Run, status: Status, signals: supervise.Signals, head_start: HeadStart
+) -> int:
+    """Do what :func:`runner.supervise.run` does, and tell of the cell's copy if that is too large.
+
+    It is in memory, but to the kernel it is a file like any other, and setrlimit(2) bounds it.
+    """
+    try:
+        return supervise.run(what, os.environ, status, signals, head_start)
+    except OSError as error:
+        import errno
+
+        if error.errno != errno.EFBIG:
+            raise
+        raise WwError(
+            what.address,
+            f"ww's copy of it cannot be written: {error.strerror}",
+            hint="the limit on the size of files is too low: see ulimit -f",
+        ) from error
 
 
 def _die_with(parent: int) -> None:
@@ -154,6 +176,7 @@ def _console(grants: GrantPlan) -> tuple[tuple[int, ...], dict[str, str]]:
 def _explain(what: supervise.Run, inherited: Inherited, *, as_json: bool) -> int:
     from runner import explain
 
+    explain.check(what, os.environ)
     if STDOUT in inherited.nulled:
         raise WwError("stdout", "it is closed", hint="give it a file, or /dev/null")
     print_on_stdout([explain.as_json(what)] if as_json else explain.as_text(what))
@@ -162,6 +185,17 @@ def _explain(what: supervise.Run, inherited: Inherited, *, as_json: bool) -> int
 
 def _warn(text: str) -> None:
     print_on_stderr([f"ww: warning: {printable(text)}"])
+
+
+def _given(where: str, text: str) -> str:
+    """Return what names something to a cell or of it: an argument that is not empty.
+
+    Raises:
+        WwError: With code 2 if it is, and as :func:`_text`.
+    """
+    if not text:
+        raise WwError(where, "it is empty", code=EXIT_USAGE)
+    return _text(where, text)
 
 
 def _text(where: str, argument: str) -> str:

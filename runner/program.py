@@ -7,7 +7,7 @@ import sys
 
 from runner.commands.state import DEBUG, HEAD_START, INHERITED
 from runner.errors import WwError
-from runner.output import report
+from runner.output import print_on_stdout, report
 from runner.signals import signal
 from runner.spawners import HeadStart
 
@@ -60,6 +60,18 @@ def _run(state: dict[str, Any]) -> int:
 
             state[DEBUG] = values.pop("debug")
             return launch(values, state[INHERITED], state[HEAD_START], debug=state[DEBUG])
+    from contextlib import redirect_stdout
+    from io import BytesIO, TextIOWrapper
+
     from runner.cli import run_click
 
-    return run_click(state)
+    # Help, versions and completions, which click prints by itself: what fails there would be an
+    # error without a place, and is to be one of stdout as with any other result.
+    printed = TextIOWrapper(BytesIO(), "utf-8", "backslashreplace")
+    try:
+        with redirect_stdout(printed):
+            return run_click(state)
+    finally:
+        printed.seek(0)
+        if text := printed.read():
+            print_on_stdout(text.removesuffix("\n").split("\n"))

@@ -47,7 +47,7 @@ class Status:
         """Tell how the cell ended, and the exit code of ww."""
         extra: dict[str, object] = {"step": outcome.step} if outcome.step else {}
         if outcome.kind == "signal":
-            extra = {"signal": str(outcome.code)}
+            extra = {"signal": outcome.code}
         if outcome.limit:
             extra = {"limit": outcome.limit}
         if outcome.usage is not None:
@@ -57,7 +57,7 @@ class Status:
 
     def ended_by(self, number: int) -> None:
         """Tell that a signal to ww ended the run."""
-        self._exit(128 + number, "signal", "ww was asked to end", {"signal": str(number)})
+        self._exit(128 + number, "signal", "ww was asked to end", {"signal": number})
 
     def failed(self, what: str, code: int) -> None:
         """Tell that no cell came to an end, and why, unless :meth:`ended` has told it.

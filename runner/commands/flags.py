@@ -206,7 +206,6 @@ RUN: Final = (
         "Call this function of a core module in place of _start, with ARGS as numbers, after "
         "_initialize if there is one. Its results are printed on the cell's stdout.",
         "NAME",
-        default="",
     ),
     Option(
         "--unknown-imports-trap",

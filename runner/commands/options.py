@@ -102,7 +102,6 @@ def _set_debug(context: click.Context, _parameter: click.Parameter, value: bool)
 
 
 debug_option = option(flags.DEBUG, expose_value=False, is_eager=True, callback=_set_debug)
-fd_option = option(flags.FD)
 isolation_option = option(flags.ISOLATION)
 
 

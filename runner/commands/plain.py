@@ -63,7 +63,7 @@ def read(args: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any] | No
             values[option.field] = said
     else:
         return None
-    if cell is None:
+    if not cell:
         return None
     return {**values, "cell": cell, "args": tuple(rest)}
 

@@ -65,9 +65,11 @@ def _run_options(command: Callable[..., int]) -> Callable[..., int]:
 def run(state: dict[str, Any], /, **values: Any) -> int:  # noqa: ANN401 - of each flag's kind
     """Run CELL in a jail, with ARGS and the descriptors that flags grant.
 
-    CELL is /ipfs/CID[/PATH], a path with a slash in it, or a name on PATH. It gets ww's
-    stdin, stdout and stderr, the grants, and nothing else: no file, no network, no variable of
-    the environment. WW_FDS and WW_FD_<NAME> tell it the numbers. What it may use up is limited.
+    CELL is /ipfs/CID[/PATH], /ipns/NAME[/PATH], a path with a slash in it, or a name on PATH.
+    Of a CAR file it is the only root, ./cell.car#/PATH below that, or ./cell.car#CID[/PATH]. It
+    gets ww's stdin, stdout and stderr, the grants, and nothing else: no file, no network, no
+    variable of the environment. WW_FDS and WW_FD_<NAME> tell it the numbers. What it may use up
+    is limited.
 
     \b
     Exit codes, other than the cell's own:

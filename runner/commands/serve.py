@@ -8,6 +8,7 @@ import click
 from runner.commands.command import Silent
 from runner.commands.options import Number, debug_option
 from runner.commands.state import INHERITED
+from runner.errors import EXIT_USAGE, WwError
 
 _JAILS, _CLIENTS, _PER_CLIENT = 4, 64, 16
 # Each is a process, or a thread and its descriptors; more than that is a slip of the finger.
@@ -56,6 +57,9 @@ def serve(
     It serves the user who starts it, and nobody else. It listens at a socket of its own, or at the
     one that systemd passes. It ends at SIGTERM, SIGINT or SIGHUP, and all its cells with it.
     """
+    if path == "":
+        # A variable that is empty counts as unset; a flag was meant to say something.
+        raise WwError("--socket", "it is empty", code=EXIT_USAGE)
     from runner.server import Bounds, become_server
 
     become_server(os.environ, state[INHERITED], path, Bounds(jails, clients, per_client))

@@ -101,8 +101,10 @@ def build_plan(
     Raises:
         WwError: With code 2 if the requests contradict each other or themselves; with code 65
             if the kernel contradicts them, or there are more than there are numbers; with code 67
-            if the kernel does not say what a descriptor is.
+            if the kernel does not say what a descriptor is, or there is no room for what ww opens
+            itself.
     """
+    _check_room(granting.HEADROOM + scratch + ipfs)
     asked = tuple(requests)
     if stdio:
         _check_passing_through(asked)
@@ -118,6 +120,22 @@ def build_plan(
         for number in sorted(set(STDIO) - taken):
             entries.append(_pass_through(number, inherited) if stdio else _null(number))
     return GrantPlan(tuple(sorted(entries, key=lambda entry: entry.grant.target)))
+
+
+def _check_room(own: int) -> None:
+    """Hold that there is room for what ww opens itself, whatever is granted beside it.
+
+    Raises:
+        WwError: With code 67 if there is not.
+    """
+    limit = granting.target_limit()
+    if own > limit:
+        raise WwError(
+            "ulimit -n",
+            f"it is too low: ww needs {own} descriptors itself, and may have {limit} open",
+            hint="raise the hard limit on open files",
+            code=EXIT_JAIL,
+        )
 
 
 class Refusals:

@@ -1,10 +1,13 @@
 """``--explain``: the whole plan, for people and for programs, and nothing is run."""
 
 import json
+import socket
+import time
 
 import pytest
 
 from tests.conftest import EXAMPLES, Ww
+from tests.content.ipns_records import DAY, ed25519, make
 
 HELLO = EXAMPLES / "hello" / "hello.wasm"
 
@@ -53,6 +56,109 @@ def test_what_is_called_and_what_becomes_of_unknown_imports_is_said(ww: Ww) -> N
 def test_explain_refuses_what_a_run_would(ww: Ww) -> None:
     assert ww.shell(f"ww run --explain --fd db=3 {HELLO}").returncode == 65
     assert ww.shell(f"ww run --json {HELLO}").returncode == 2
+
+
+# Of the right form; nobody has it.
+CID = "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
+KEY = "k51qzi5uqu5dgutdk6i1ynyzgkqngpha5xpgia3a5qqp4jsh0u4csozksxel2r"
+
+
+@pytest.mark.parametrize(
+    ("args", "env"),
+    [
+        ([""], {}),
+        (["/ipfs/foo"], {}),
+        ([f"/ipfs/{CID}//a"], {}),
+        (["/ipns/foo"], {}),
+        ([f"/ipns/{KEY}/.."], {}),
+        (["/ipns/example.org"], {}),
+        (["--gateway", "foo", f"/ipfs/{CID}"], {}),
+        (["--gateway", "foo", f"/ipns/{KEY}"], {}),
+        (["--ipfs", "foo", f"/ipfs/{CID}"], {}),
+        ([f"/ipfs/{CID}"], {"WW_HOME": "relative"}),
+        (["--invoke", "", str(HELLO)], {}),
+        ([str(HELLO)], {"WW_CACHE_SIZE": "foo"}),
+    ],
+    ids=lambda value: " ".join(value) or "none",
+)
+def test_what_a_run_refuses_for_its_flags_alone_is_refused_in_the_same_words(
+    ww: Ww, args: list[str], env: dict[str, str]
+) -> None:
+    run, explained = (ww.run("run", *more, *args, env=env) for more in ([], ["--explain"]))
+    assert (explained.returncode, explained.stdout) == (2, b"")
+    assert (explained.returncode, explained.stderr) == (run.returncode, run.stderr)
+
+
+@pytest.mark.parametrize(
+    "flag", ["--net=loopback", "--scratch=1M", "--dir=.:/d", ""], ids=["net", "scratch", "dir", "-"]
+)
+def test_what_the_weaker_isolation_cannot_give_is_refused_in_the_same_words(
+    ww_account: Ww, flag: str
+) -> None:
+    args = ["--isolation", "chroot", *([flag] if flag else []), str(HELLO)]
+    run, explained = (ww_account.run("run", *more, *args) for more in ([], ["--explain"]))
+    assert (explained.returncode, explained.stderr) == (run.returncode, run.stderr)
+    refused = bool(flag or ww_account.account.uid)
+    assert explained.returncode == (67 if refused else 0)
+    assert (explained.stdout == b"") is refused
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--gateway", "foo", str(HELLO)],  # which nobody would ask
+        ["./nothing.wasm"],
+        [f"/ipfs/{CID}/a"],
+        [f"/ipns/{KEY}/a"],
+        ["--dnslink", "/ipns/example.org/a"],
+    ],
+    ids=" ".join,
+)
+def test_what_only_a_run_can_tell_is_explained(ww: Ww, args: list[str]) -> None:
+    done = ww.run("run", "--explain", *args)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(f"cell: {args[-1]}\n".encode())
+
+
+@pytest.mark.parametrize("address", [f"/ipfs/{CID}", f"/ipns/{KEY}", "/ipns/example.org"])
+def test_explain_asks_nobody_and_leaves_nothing(ww: Ww, address: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        flags = ("--explain", "--dnslink", "--ipfs", url, "--gateway", url, "--with-ipfs")
+        done = ww.run("run", *flags, address)
+        assert (done.returncode, done.stderr) == (0, b"")
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert list(ww.home.iterdir()) == []
+
+
+def test_what_a_name_stood_for_once_decides_nothing(ww: Ww) -> None:
+    (ww.home / "ipns").mkdir()
+    record = make("/ipns/example.org", validity=time.time_ns() + DAY)
+    (ww.home / "ipns" / str(ed25519().name)).write_bytes(record)
+    done = ww.run("run", "--explain", f"/ipns/{ed25519().name}")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_no_value_can_forge_a_line_of_the_plan(ww: Ww) -> None:
+    forged = "a\nforged 1T\x1b[2J"  # no colon: --dir has its own use for one
+    (ww.tmp / forged).mkdir()
+    args = ["--env", f"A={forged}", "--invoke", forged, "--dir", f"{forged}:/{forged}"]
+    done = ww.run("run", "--explain", *args, forged, forged)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.decode().splitlines()
+    shown = r"a\nforged 1T\x1b[2J"
+    told = {f"cell: {shown}", f"arg: {shown}", f"env: A={shown}", f"invoke: {shown}"}
+    assert told <= set(lines)
+    assert any(f" at /{shown} and fd 3, " in line for line in lines)
+    assert not any(line.startswith("forged") for line in lines)
+    assert "\x1b" not in done.stdout.decode()
+    # A program is told what it is, exactly.
+    plan = json.loads(ww.run("run", "--explain", "--json", *args, forged, forged).stdout)
+    assert (plan["cell"], plan["args"], plan["invoke"]) == (forged, [forged], forged)
+    assert plan["env"]["A"] == forged
+    assert [grant["guest"] for grant in plan["grants"] if "guest" in grant] == [f"/{forged}"]
 
 
 def test_a_directory_is_shown_with_its_path_its_number_and_who_holds_it_back(

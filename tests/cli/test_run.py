@@ -359,7 +359,7 @@ def test_a_descriptor_of_events_is_not_granted_to_the_cell(ww: Ww) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["store path", "run --explain {hello}", "store ls", "verify {cid} {file}"]
+    "line", ["store path", "run --explain {hello}", "store ls", "verify {cid} {file}", "--help"]
 )
 def test_a_reader_that_is_gone_ends_a_command_as_sigpipe_would(ww: Ww, line: str) -> None:
     file = ww.file("file", b"hello world")
@@ -402,6 +402,20 @@ def test_an_empty_path_is_named_as_such(ww: Ww) -> None:
     for command, what in (("run", b"CELL"), ("export", b"PATH")):
         done = ww.run(command, "")
         assert (done.returncode, done.stderr) == (2, b"ww: error: %s: it is empty\n" % what)
+
+
+@pytest.mark.parametrize("variables", ["", "WW_WITH_IPFS=0 "], ids=["plain", "by click"])
+@pytest.mark.parametrize("flag", ["--invoke ''", "--invoke="])
+def test_no_function_to_call_is_not_taken_for_the_start(ww: Ww, variables: str, flag: str) -> None:
+    done = ww.shell(f"{variables}ww run {flag} {HELLO}")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"ww: error: --invoke: it is empty\n"
+
+
+def test_the_help_names_every_kind_of_cell(ww: Ww) -> None:
+    words = " ".join(ww.run("run", "--help").stdout.decode().split())
+    for kind in ("/ipfs/CID[/PATH]", "/ipns/NAME[/PATH]", "./cell.car#/PATH", "on PATH"):
+        assert kind in words
 
 
 def test_a_flag_without_its_value_is_the_commands_error(ww: Ww) -> None:
@@ -447,6 +461,45 @@ def test_export_to_a_full_stdout_fails(ww: Ww) -> None:
     done = ww.shell(f"ww export {HELLO} >/dev/full")
     assert done.returncode == 1
     assert done.stderr.startswith(b"ww: error: stdout: ")
+
+
+@pytest.mark.parametrize("line", ["--help", "--version", "run --help"])
+def test_help_to_a_full_stdout_fails_as_any_other_result(ww: Ww, line: str) -> None:
+    done = ww.shell(f"ww {line} >/dev/full")
+    assert done.returncode == 1
+    assert done.stderr == b"ww: error: stdout: it cannot be written: No space left on device\n"
+
+
+def test_completions_for_a_shell_are_printed(ww: Ww) -> None:
+    said = {"_WW_COMPLETE": "zsh_complete", "COMP_WORDS": "ww ru", "COMP_CWORD": "1"}
+    done = ww.run(env=said)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"plain\nrun\n")
+    assert ww.run(env={"_WW_COMPLETE": "zsh_source"}).stdout.startswith(b"#compdef ww\n")
+
+
+def test_a_cell_that_is_larger_than_a_file_may_be_is_told_with_the_limit(ww: Ww) -> None:
+    size = HELLO.stat().st_size
+    done = ww.shell(f"ulimit -f {size // 1024 // 2}; ww run --status-fd 9 {HELLO} 9>status")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode() == (
+        f"ww: error: {HELLO}: ww's copy of it cannot be written: File too large "
+        "(the limit on the size of files is too low: see ulimit -f)\n"
+    )
+    end = json.loads((ww.tmp / "status").read_text().splitlines()[-1])
+    assert (end["code"], end["reason"]) == (1, "error")
+    assert end["what"].startswith(f"{HELLO}: ww's copy of it")
+
+
+def test_a_limit_that_leaves_ww_no_descriptors_is_the_jails_error(ww: Ww) -> None:
+    for flags, own in (("", 40), ("--fd a=3", 40), ("--scratch 1M --with-ipfs", 42)):
+        done = ww.shell(f"ulimit -n {own - 1}; ww run {flags} {HELLO} 3</dev/null")
+        assert (done.returncode, done.stdout) == (67, b"")
+        assert done.stderr.decode() == (
+            f"ww: error: ulimit -n: it is too low: ww needs {own} descriptors itself, and may have "
+            f"{own - 1} open (raise the hard limit on open files)\n"
+        )
+    assert ww.shell(f"ulimit -n 40; ww run {HELLO}").returncode == 0
 
 
 def test_a_cell_on_a_full_stdout_gets_the_error_and_not_ww(ww: Ww) -> None:

@@ -309,7 +309,7 @@ def test_ww_that_dies_with_its_parent_ends_the_cell_and_tells_it(
         parent.send_signal(number)
         wait_for(lambda: not is_there(pid))
     last = json.loads(status.read_text().splitlines()[-1])
-    assert (last["code"], last["signal"]) == (128 + signal.SIGTERM, str(int(signal.SIGTERM)))
+    assert (last["code"], last["signal"]) == (128 + signal.SIGTERM, signal.SIGTERM)
 
 
 def test_ww_that_ignores_what_asks_it_to_end_dies_with_its_parent_all_the_same(

@@ -283,7 +283,7 @@ def test_status_tells_the_signal_that_ended_ww_however_soon_another_follows(
         number = process.returncode - 128
         assert number in (signal.SIGQUIT, second)
         (end,) = events(ww.tmp / "status")
-        assert (end["code"], end["signal"]) == (process.returncode, str(number))
+        assert (end["code"], end["signal"]) == (process.returncode, number)
 
 
 def test_status_and_a_table_wait_where_they_would_have_to(ww: Ww) -> None:

@@ -164,6 +164,7 @@ def test_an_ordinary_user_cannot_use_it(ww_account: Ww) -> None:
     assert b"only root can use --isolation chroot" in done.stderr
 
 
+@as_root
 def test_explain_says_that_it_is_weaker(ww: Ww) -> None:
     done = ww.run("run", "--explain", "--json", *WEAKER, HELLO)
     jail = json.loads(done.stdout)["jail"]

@@ -96,6 +96,9 @@ def test_what_is_read_without_click_is_what_click_would_read(
         (["--net", "loopback", "--require", "cgroup", "x"], {"required": ("cgroup",)}),
         (["--debug", "--no-stdio", "x"], {"debug": True, "no_stdio": True}),
         (["--env", "--fd", "x"], {"env": ("--fd",), "fds": (), "cell": "x"}),
+        (["x"], {"invoke": None}),
+        (["--invoke", "", "x"], {"invoke": ""}),
+        (["--invoke=", "x"], {"invoke": ""}),
     ],
     ids=" ".join,
 )
@@ -128,7 +131,7 @@ def test_every_flag_that_runs_a_cell_takes_no_click(option: Option) -> None:
         *(["--json", "x"], ["--with-exec", "x"], ["--nonsense", "x"], ["--fd"], ["--"], ["-"]),
         *(["--debug=yes", "x"], ["--net", "all", "x"], ["--uid", "0", "x"], ["--uid", "ten", "x"]),
         *(["--status-fd", "٣", "x"], ["--status-fd", "03", "x"], ["--uid", "1_000", "x"]),
-        *(["--deb", "x"], ["--fd-verbose"]),
+        *(["--deb", "x"], ["--fd-verbose"], [""], ["--", ""]),
     ],
     ids=" ".join,
 )

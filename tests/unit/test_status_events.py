@@ -44,7 +44,7 @@ def events(*outcomes: tuple[Outcome, int], plan: GrantPlan | None = None) -> lis
             0,
             {"reason": "exit", "usage": {"wall": 0.123457, "cpu": 0.5, "memory": 4096}},
         ),
-        (Outcome("signal", 9), 137, {"reason": "signal", "signal": "9"}),
+        (Outcome("signal", 9), 137, {"reason": "signal", "signal": 9}),
         (Outcome("jail", 1, "no", "proc"), 67, {"reason": "jail", "step": "proc", "what": "no"}),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.errors import EXIT_GRANT, EXIT_USAGE, WwError
+from runner.errors import EXIT_GRANT, EXIT_JAIL, EXIT_USAGE, WwError
 from runner.grants.flags import parse_fds
 from runner.grants.merge import merge
 from runner.grants.model import Request
@@ -220,6 +220,19 @@ def test_more_grants_than_numbers_are_refused(fds: Fds, monkeypatch: pytest.Monk
 
 
 # Sources
+
+
+@pytest.mark.parametrize("flags", [(), ("a={file_r}",)])
+def test_where_ww_itself_has_no_room_it_is_not_the_grants_that_are_too_many(
+    fds: Fds, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+) -> None:
+    for own, scratch in ((rules.HEADROOM, False), (rules.HEADROOM + 1, True)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, most=own - 1: (most, most))
+        error = fds.error(*flags, code=EXIT_JAIL, scratch=scratch)
+        assert error.where == "ulimit -n"
+        assert f"ww needs {own} descriptors itself, and may have {own - 1} open" in error.what
+        monkeypatch.setattr(resource, "getrlimit", lambda _, most=own: (most, most))
+        assert fds.plan(scratch=scratch).entries
 
 
 def test_one_source_may_have_several_names(fds: Fds) -> None:
