@@ -208,10 +208,16 @@ def _is_car(head: bytes) -> bool:
 
 def _from_car(fd: int, path: str, selection: str, max_size: int) -> int:
     from runner.content.carfile import CarFile
-    from runner.content.resolver import resolve_file
+    from runner.content.resolver import IsDirectory, resolve_file
 
     car = CarFile(fd, path)
-    return _copy(resolve_file(car, str(car.path_of(selection)), max_size=max_size))
+    try:
+        file = resolve_file(car, str(car.path_of(selection)), max_size=max_size)
+    except IsDirectory as error:
+        # As it would be added here, where no /ipfs/ path was written.
+        error.hint = f"name a file in it: {path}#{selection.rstrip('/')}/FILE"
+        raise
+    return _copy(file)
 
 
 def _from_program(fd: int, path: str, max_size: int) -> int:

@@ -19,8 +19,13 @@ from runner.limits import FLAGS, read_limits
 from runner.output import print_on_stdout
 from sandbox import Isolation
 
-# The limits that hold for a compilation, or decide what is made.
-_FIELDS = ("wall", "cpu", "fuel", "memory")
+# The limits that hold for a compilation, or decide what is made, as they are without a run.
+_LIMITS = {
+    "wall": "End a compilation after so many seconds; with s, m or h",
+    "cpu": "End it after so many seconds of processor time, rounded up to whole ones",
+    "fuel": "Make forms for runs with --fuel, whatever the number; counting makes them slower",
+    "memory": "Bytes of its memory; with K, M or G",
+}
 
 
 @click.group(cls=Group)
@@ -57,7 +62,7 @@ def clear() -> int:
 
 
 @cache.command()
-@limit_options([flag for flag in FLAGS if flag.field in _FIELDS])
+@limit_options([flag._replace(help=_LIMITS[flag.field]) for flag in FLAGS if flag.field in _LIMITS])
 @isolation_option
 @content_options
 @debug_option

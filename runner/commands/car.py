@@ -110,6 +110,8 @@ def export(output: str, scope: "Scope", path: str) -> int:
     from runner.supervise import Ended, Signals
 
     parsed = parse_path(path)
+    if not output:
+        raise WwError("--output", "it is empty", code=EXIT_USAGE)
     if output == "-" and os.isatty(STDOUT):
         raise WwError("stdout", "a CAR is not for a terminal", hint="use -o", code=EXIT_USAGE)
     try:

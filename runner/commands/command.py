@@ -5,7 +5,7 @@ import signal
 import click
 
 from runner.commands.state import INHERITED
-from runner.errors import WwError
+from runner.errors import EXIT_USAGE, WwError
 from runner.output import STDOUT
 
 
@@ -43,12 +43,20 @@ class Command(click.Command):
         Raises:
             click.UsageError: With this command's context, which click's parser leaves out where an
                 option lacks its value.
+            WwError: If an argument is empty, as that of an unset variable is in a shell: what
+                comes later could name it in no message. Those that there may be several of are
+                the command's to judge.
         """
         try:
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
         except click.UsageError as error:
             error.ctx = error.ctx or ctx
             raise
+        for parameter in self.params:
+            if isinstance(parameter, click.Argument) and ctx.params.get(parameter.name) == "":
+                name = parameter.human_readable_name.strip("[]")
+                raise WwError(name, "it is empty", code=EXIT_USAGE)
+        return rest
 
 
 class Silent(Command):

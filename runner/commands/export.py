@@ -64,8 +64,7 @@ def export(
                 hint="give one of --cid-version and --profile",
                 code=EXIT_USAGE,
             )
-    if not path:
-        raise WwError("PATH", "it is empty", code=EXIT_USAGE)
+    name = "" if path == "-" else _name(path)
     with Blockstore(store_home(os.environ)) as store:
         if path == "-":
             if 0 in state["inherited"].nulled:
@@ -74,7 +73,19 @@ def export(
         else:
             cid = importer.import_path(store, path, profile=chosen, hidden=hidden)
         if pin:
-            name = "" if path == "-" else os.path.basename(os.path.abspath(path))
             pins.add(store.home, cid, name)
         print_on_stdout([f"/ipfs/{cid}"])
     return 0
+
+
+def _name(path: str) -> str:
+    """Return the last name of a path, also of one like ``.`` that does not say it.
+
+    Raises:
+        WwError: If it is below the working directory, and that was removed.
+    """
+    try:
+        return os.path.basename(os.path.abspath(path))
+    except OSError as error:
+        hint = "the working directory is there no more"
+        raise WwError(path, f"cannot read: {error.strerror}", hint=hint) from None

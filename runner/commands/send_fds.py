@@ -6,11 +6,19 @@ from typing import Any
 import click
 
 from runner.commands.command import Silent
-from runner.commands.options import debug_option, fd_option
+from runner.commands.flags import FD
+from runner.commands.options import debug_option, option
+
+# Here a grant is made for others, and no flag but this one makes any.
+_FD = FD._replace(
+    help="Send the descriptor NUM under a name. Keys, which are sent along: mode (r, w, rw), type "
+    "(stream, file, socket), target (the number in the cell; from 10 up if not given), move, "
+    "cloexec, pathlink (true, false). stdin, stdout and stderr need no =NUM. Repeatable."
+)
 
 
 @click.command("send-fds", cls=Silent, context_settings={"allow_interspersed_args": True})
-@fd_option
+@option(_FD)
 @debug_option
 @click.argument("path")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)

@@ -21,7 +21,8 @@ def verify(cid: str, file: str) -> int:
     neither read nor written. CID may also be written /ipfs/CID.
 
     \b
-    Exit codes: 0 it has, 1 it has not, 126 FILE cannot be read, 127 there is none
+    Exit codes: 0 it has, 1 it has not, 127 there is none,
+    126 FILE, or something in it, cannot be read or can have no CID
     """
     from runner.content.cid import Cid
     from runner.content.errors import ContentError

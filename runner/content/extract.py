@@ -106,9 +106,10 @@ def _create(work: "_Extraction", node: Node, path: ContentPath, target: str) -> 
     name = os.fsencode(last)
     if last in ("", ".", ".."):
         raise WwError(target, "is not a name that can be created")
-    with _made(above or ("/" if target.startswith("/") else ".")) as directory:
+    parent = above or ("/" if target.startswith("/") else ".")
+    with _made(parent) as directory:
         _check_absent(directory, name, target)
-        with _staging(directory, above) as staging:
+        with _staging(directory, parent) as staging:
             work.add(staging, name, node, path, 0)
             _place(staging, directory, name, target)
         _keep_names(directory, target)
@@ -286,7 +287,7 @@ def _staging(directory: int, shown: str) -> Iterator[int]:
             os.mkdir(name, 0o700, dir_fd=directory)
             staging = os.open(name, _DIRECTORY_FLAGS | os.O_NOFOLLOW, dir_fd=directory)
         except OSError as error:
-            raise WwError(shown or ".", f"cannot be written: {error.strerror}") from None
+            raise WwError(shown, f"cannot be written: {error.strerror}") from None
         try:
             yield staging
         finally:

@@ -186,7 +186,7 @@ class _Importer:
                 os.close(fd)
         except OSError as error:
             raise WwError(shown, f"cannot read: {error.strerror}") from None
-        raise _refusal(shown, "changed its kind while it was imported")
+        raise _refusal(shown, "changed its kind while it was read")
 
     def _add_symlink(self, target: bytes) -> Link:
         return self._put_node((), unixfs.Data(unixfs.SYMLINK, data=target))

@@ -65,10 +65,12 @@ def find_match(cid: Cid, path: str) -> str:
         if stat.S_ISDIR(status.st_mode):
             return _match(cid, path, None)
         if not stat.S_ISREG(status.st_mode):
-            raise WwError(path, "is neither a file nor a directory")
+            raise WwError(path, "is neither a file nor a directory", code=EXIT_CANNOT_RUN)
         if cid.codec == RAW:
             return _match_raw(cid, path, file, status.st_size)
         return _match(cid, path, file)
+    except OSError as error:
+        raise WwError(path, f"cannot read: {error.strerror}", code=EXIT_CANNOT_RUN) from None
     finally:
         os.close(file)
 
@@ -97,12 +99,7 @@ def _match(cid: Cid, path: str, file: int | None) -> str:
     ways.sort(key=lambda way: way[1].cid_version != cid.version)
     found = ""
     for name, profile, hidden in ways:
-        if file is None:
-            # With a slash at the end, so that a symbolic link is followed.
-            other = import_path(_NOWHERE, os.path.join(path, ""), profile=profile, hidden=hidden)
-        else:
-            os.lseek(file, 0, os.SEEK_SET)
-            other = import_stream(_NOWHERE, file, path, profile)
+        other = _cut(path, file, profile, hidden=hidden)
         # By the hash: the same block may be written as version 0 and as version 1.
         if (other.codec, other.multihash) == (cid.codec, cid.multihash):
             return f"as {name} makes it"
@@ -110,6 +107,24 @@ def _match(cid: Cid, path: str, file: int | None) -> str:
     tried = "; ".join(name for name, _ in _PROFILES)
     each = ", each with and without hidden entries" if file is None else ""
     raise _other(cid, path, f"{found}; tried: {tried}{each}")
+
+
+def _cut(path: str, file: int | None, profile: Profile, *, hidden: bool) -> Cid:
+    """Return the CID of a file, or of a directory if that is None, cut in one way.
+
+    Raises:
+        WwError: It cannot be read, or holds what content cannot (code EXIT_CANNOT_RUN).
+    """
+    try:
+        if file is None:
+            # With a slash at the end, so that a symbolic link is followed.
+            return import_path(_NOWHERE, os.path.join(path, ""), profile=profile, hidden=hidden)
+        os.lseek(file, 0, os.SEEK_SET)
+        return import_stream(_NOWHERE, file, path, profile)
+    except WwError as error:
+        # Nothing is imported here, whatever the hint says.
+        hint = "compare a copy without it" if error.hint else ""
+        raise WwError(error.where, error.what, hint=hint, code=EXIT_CANNOT_RUN) from None
 
 
 def _other(cid: Cid, path: str, why: str) -> WwError:

@@ -47,6 +47,9 @@ class Repository(Source):
             return
         try:
             layout = _read(os.path.join(self._blocks, "SHARDING"), 1024)
+        except (FileNotFoundError, NotADirectoryError):
+            what = "it is no Kubo repository: there is no blocks/SHARDING in it"
+            raise SourceError(what, gone=True) from None
         except OSError as error:
             raise SourceError(f"cannot be read: {error.strerror}", gone=True) from None
         if layout.strip() != _LAYOUT:

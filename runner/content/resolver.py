@@ -67,6 +67,10 @@ class ContentPath(Record):
         return _PREFIX + "/".join((str(self.root), *self.names))
 
 
+class IsDirectory(WwError):
+    """What a path names is a directory, and a file is needed."""
+
+
 class Node(Record):
     """A block as UnixFS sees it; a raw block is a file without links."""
 
@@ -171,12 +175,10 @@ def parse_path(text: str) -> ContentPath:
         what = "not UTF-8"
     except ContentError as error:
         what = str(error)
-    raise WwError(
-        text[:MAX_PATH_LENGTH],
-        f"not a valid path: {what}",
-        hint="write /ipfs/CID or /ipfs/CID/path",
-        code=EXIT_USAGE,
-    )
+    hint = "write /ipfs/CID or /ipfs/CID/path"
+    if text.startswith("/ipns/"):  # who takes names has resolved them before
+        hint = "write the /ipfs/CID that 'ww resolve' prints for it"
+    raise WwError(text[:MAX_PATH_LENGTH], f"not a valid path: {what}", hint=hint, code=EXIT_USAGE)
 
 
 def _parse(text: str) -> ContentPath:
@@ -335,7 +337,12 @@ def _check_is_file(node: Node, path: ContentPath) -> None:
         case unixfs.FILE | unixfs.RAW:
             return
         case unixfs.DIRECTORY | unixfs.HAMT_SHARD:
-            what, hint = "is a directory", "add the path of a file in it"
+            raise IsDirectory(
+                str(path),
+                "is a directory",
+                hint="add the path of a file in it",
+                code=EXIT_CANNOT_RUN,
+            )
         case unixfs.SYMLINK:
             what = "is a symbolic link, and links in content are not followed"
             hint = "use the path of the file itself"

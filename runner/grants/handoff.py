@@ -37,7 +37,7 @@ from runner.grants.plan import build_plan, check_requests
 from runner.grants.reader import MAX_BYTES
 from runner.grants.tables import MAX_GRANTS, Offer, print_form, read_offer
 from runner.inherited import STDIO, Inherited
-from sandbox import granting
+from sandbox import granting, is_ambiguous
 
 VERSION: Final = 1
 DEFAULT_TIMEOUT: Final = 5.0
@@ -66,12 +66,16 @@ _BUSY: Final = frozenset({errno.EAGAIN})
 _NOT_YET: Final = _BUSY | {errno.ENOENT, errno.ECONNREFUSED}
 
 _HINTS: Final = {
-    errno.ENOENT: "the side with listen=true makes the socket; start it first",
     errno.ECONNREFUSED: "nobody listens there any more; start that side again",
     errno.EADDRINUSE: "it exists already; remove it if nobody uses it, or choose another path",
     errno.EPROTOTYPE: "the other side must use SOCK_SEQPACKET",
     errno.ECONNRESET: "the other side closed it before it had read everything",
     errno.EPIPE: "the other side closed it",
+}
+# Whose part it is to make what is missing, by whether this side listens.
+_MISSING_HINTS: Final = {
+    True: "this side makes the socket, and not its directory; make that first, with mode 0700",
+    False: "the side with listen=true makes the socket; start it first",
 }
 
 
@@ -237,6 +241,7 @@ class _Peer:
                 f"the other side, process {pid}, belongs to user {uid}",
                 f"it must be root or the user {os.geteuid()}, as here",
             )
+        _check_known(self.channel, uid)
 
     def send(self, payload: bytes, fds: Sequence[int] = ()) -> None:
         """Send one message; SOCK_SEQPACKET sends it whole or not at all."""
@@ -289,7 +294,10 @@ def _refusals(channel: Channel) -> Iterator[None]:
             "see what the other side waits for, or give more with timeout=SECONDS",
         ) from None
     except OSError as error:
-        hint = _HINTS.get(error.errno or 0, "")
+        if error.errno == errno.ENOENT:
+            hint = _MISSING_HINTS[channel.listen]
+        else:
+            hint = _HINTS.get(error.errno or 0, "")
         raise _refusal(channel, error.strerror or str(error), hint) from error
 
 
@@ -326,7 +334,15 @@ def _connect(channel: Channel, awaited: Collection[int]) -> _Peer:
             try:
                 with _directory(channel.path) as (_, address):
                     connection.setblocking(False)
-                    connection.connect(address)
+                    try:
+                        connection.connect(address)
+                    except ConnectionRefusedError:
+                        # Of what is no socket the kernel says the same.
+                        if stat.S_ISSOCK(os.stat(address).st_mode):
+                            raise
+                        raise _refusal(
+                            channel, "it is no socket", "name the one that the other side makes"
+                        ) from None
             except OSError as error:
                 if error.errno not in awaited or time.monotonic() >= deadline:
                     raise
@@ -358,6 +374,7 @@ def _listener(channel: Channel) -> Iterator[socket.socket]:
                 "others can write its directory",
                 "use a directory of your own with mode 0700, as $XDG_RUNTIME_DIR",
             )
+        _check_known(channel, status.st_uid)
         os.fchmod(listener.fileno(), stat.S_IRUSR | stat.S_IWUSR)
         name = os.path.basename(channel.path)
         made = True  # a signal may raise as soon as the file is there
@@ -376,6 +393,20 @@ def _listener(channel: Channel) -> Iterator[socket.socket]:
                     os.unlink(name, dir_fd=directory)
                 except FileNotFoundError:
                     pass
+
+
+def _check_known(channel: Channel, uid: int) -> None:
+    """Hold that a user id is one user's.
+
+    Raises:
+        WwError: With code 65 if it stands for whoever this user namespace does not know.
+    """
+    if is_ambiguous(uid):
+        raise _refusal(
+            channel,
+            f"the kernel shows strangers as user {uid} here, too",
+            "run ww under an id that no stranger is shown under",
+        )
 
 
 def _accept(channel: Channel, listener: socket.socket) -> _Peer:
@@ -599,6 +630,8 @@ def send_command(
             came to run and failed as well, the error of the handoff carries CMD's exit code.
     """
     channel = parse_destination(destination, "PATH", listen=bool(command))
+    if command and not command[0]:
+        raise WwError("COMMAND", "it is empty", code=EXIT_USAGE)
     requests, decorations = parse_fds(fds)
     offers = merge(requests, decorations)
     # ww would find all of this out over there; here, the error can name the right flag.

@@ -239,6 +239,14 @@ def test_one_that_fails_does_not_keep_the_others_from_it(ww_account: Ww) -> None
     assert sorted(digests(ww_account)) == sorted([digest(HELLO), digest(CAT_FDS)])
 
 
+def test_the_help_of_the_limits_is_of_a_compilation(ww: Ww) -> None:
+    words = " ".join(ww.run("cache", "warm", "--help").stdout.decode().split())
+    assert "End a compilation after so many seconds; with s, m or h (default 1h; none" in words
+    assert "Make forms for runs with --fuel, whatever the number" in words
+    for told_of_a_run in ("End the cell", "instructions"):
+        assert told_of_a_run not in words
+
+
 def test_the_number_of_cells_is_not_that_of_open_descriptors(ww: Ww) -> None:
     done = ww.shell(f"ulimit -n 32; ww cache warm $(yes {HELLO} | head -100)")
     code, out, err = said(done)

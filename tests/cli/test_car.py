@@ -108,6 +108,9 @@ def test_what_a_car_cannot_give_is_told(tree: tuple[Path, Cid]) -> None:
     for whole in (path, f"{path}#", f"{path}#/", f"{path}#{root}"):
         assert refused(whole).code == EXIT_CANNOT_RUN
         assert "is a directory" in str(refused(whole))
+    for whole, file in (("", "/FILE"), ("#/", "/FILE"), ("#/d/", "/d/FILE")):
+        assert refused(f"{path}{whole}").hint == f"name a file in it: {path}#{file}"
+    assert refused(f"{path}#{root}/d").hint == f"name a file in it: {path}#{root}/d/FILE"
     assert refused(f"{path}#/none").code == EXIT_NOT_FOUND
     assert refused(f"{path}#none").code == EXIT_USAGE
     absent = Cid.of(b"absent", codec=RAW)
@@ -250,6 +253,8 @@ def test_what_cannot_be_imported_is_told(ww: Ww) -> None:
     )
     done = ww.shell("ww car import - <&-")
     assert (done.returncode, done.stderr) == (1, b"ww: error: stdin: it is closed\n")
+    done = ww.run("car", "import", "")
+    assert (done.returncode, done.stderr) == (EXIT_USAGE, b"ww: error: FILE: it is empty\n")
     done = ww.run("car", "import", "--max-size", "much", "none.car")
     assert done.returncode == EXIT_USAGE
     assert store_is_empty(ww)
@@ -275,6 +280,19 @@ def test_a_car_is_written_whole_or_not_at_all(ww: Ww) -> None:
     done = ww.run("car", "export", path, "-o", "none/new.car")
     assert done.returncode == 1
     assert done.stderr.startswith(b"ww: error: none/new.car: it cannot be written: No such file")
+
+
+def test_what_names_no_content_of_the_store_is_not_exported(ww: Ww) -> None:
+    path = ww.export(ww.file("file", b"file"))
+    for args, what in (
+        (("",), "PATH: it is empty\n"),
+        ((path, "-o", ""), "--output: it is empty\n"),
+        (("/ipns/example.org", "-o", "x.car"), "/ipns/example.org: not a valid path: it does not"),
+    ):
+        done = ww.run("car", "export", *args)
+        assert done.returncode == EXIT_USAGE
+        assert done.stderr.decode().startswith(f"ww: error: {what}")
+    assert done.stderr.endswith(b"(write the /ipfs/CID that 'ww resolve' prints for it)\n")
 
 
 def test_the_entity_of_a_directory_is_exported_alone(ww: Ww) -> None:

@@ -113,6 +113,22 @@ def test_a_file_on_the_way_to_where_it_is_to_come_is_named(ww: Ww) -> None:
     assert os.listdir(ww.tmp) == ["file"]
 
 
+@pytest.mark.parametrize(
+    ("stdout", "what"),
+    [(">/dev/full", "it cannot be written: No space left on device"), (">&-", "it is closed")],
+)
+def test_content_whose_place_cannot_be_printed_stays_and_that_is_said(
+    ww: Ww, stdout: str, what: str
+) -> None:
+    address = ww.export(HELLO)
+    done = ww.shell(f"ww import {address} new/cell {stdout}")
+    assert done.returncode == 1
+    assert done.stderr.decode() == (
+        f"ww: error: stdout: {what} (nothing else has failed: the content is in new/cell)\n"
+    )
+    assert (ww.tmp / "new" / "cell").read_bytes() == HELLO.read_bytes()
+
+
 def test_wrong_usage(ww: Ww) -> None:
     address = ww.export(HELLO)
     for arguments, what in (
@@ -121,6 +137,9 @@ def test_wrong_usage(ww: Ww) -> None:
         ((address, "-o", "-"), b"use ww store cat"),
         ((address, "-"), b"use ww store cat"),
         (("hello",), b"not a valid path"),
+        (("",), b"ww: error: PATH: it is empty\n"),
+        ((address, ""), b"ww: error: DEST: it is empty\n"),
+        ((address, "-o", ""), b"ww: error: DEST: it is empty\n"),
     ):
         done = ww.run("import", *arguments)
         assert (done.returncode, done.stdout) == (2, b"")

@@ -75,6 +75,11 @@ def test_what_leads_nowhere(ww: Ww, tree: str, below: str, code: int, what: byte
     assert what in done.stderr
 
 
+def test_an_empty_path_is_named_as_such(ww: Ww) -> None:
+    done = ww.run("resolve", "")
+    assert (done.returncode, done.stderr) == (2, b"ww: error: PATH: it is empty\n")
+
+
 def test_nothing_is_made_where_there_is_no_store(ww: Ww, tmp_path: Path) -> None:
     address = "/ipfs/Qmf412jQZiuVUtdgnB36FXFX7xg5V6KEbSJ4dpQuhkLyfD"
     home = ww.root / "none"

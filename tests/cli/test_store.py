@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import time
 from pathlib import Path
@@ -106,6 +107,11 @@ class TestExport:
         write_only = ww.shell("ww export - 0>/dev/null")
         assert "stdin: cannot read: Bad file descriptor" in bad(write_only, 1)
         assert not (ww.home / "pins").exists()
+        # Not by `ww.shell`, whose own shell would complain too.
+        export = f"exec {shlex.join(ww.command)} export ."
+        gone = ww.call(["bash", "-c", f"mkdir gone && cd gone && rmdir ../gone && {export}"])
+        assert ".: cannot read: No such file or directory (the working" in bad(gone, 1)
+        assert os.listdir(ww.home) == []
 
 
 class TestPath:
@@ -156,6 +162,9 @@ class TestCat:
         missing = f"/ipfs/{HELLO_WORLD[()]}"
         assert HELLO_WORLD[()] in bad(ww.run("store", "cat", missing), 127)
         assert "not a valid path" in bad(ww.run("store", "cat", "hello"), 2)
+        for command in ("cat", "pin", "unpin"):
+            error = bad(ww.run("store", command, ""), 2)
+            assert error == "ww: error: PATH: it is empty\n"
 
     def test_a_reader_that_has_seen_enough_is_no_error(self, ww: Ww) -> None:
         address = ww.export(ww.file("file", os.urandom(1_000_000)))
@@ -241,6 +250,10 @@ class TestPins:
         assert "is not pinned" in bad(ww.run("store", "unpin", file.strip()), 127)
         good(ww.run("store", "gc"))
         assert block_files(ww.home) == []
+
+    def test_a_name_cannot_be_unpinned_and_what_to_do_is_told(self, ww: Ww) -> None:
+        error = bad(ww.run("store", "unpin", "/ipns/example.org"), 2)
+        assert error.endswith("(write the /ipfs/CID that 'ww resolve' prints for it)\n")
 
     def test_only_what_is_there_as_a_whole_is_pinned(self, ww: Ww) -> None:
         flags = ("--no-pin", "--cid-version", "1")  # the file is a raw block

@@ -108,7 +108,9 @@ def test_a_file_that_has_another_cid(ww: Ww, hello: Path) -> None:
 def test_what_cannot_be_compared(ww: Ww, hello: Path) -> None:
     assert "missing: cannot read" in refusal(ww, HELLO_V0, "missing", 127)
     os.mkfifo(ww.tmp / "fifo")
-    assert "neither a file nor a directory" in refusal(ww, HELLO_V0, "fifo")
+    assert "neither a file nor a directory" in refusal(ww, HELLO_V0, "fifo", 126)
+    assert refusal(ww, HELLO_V0, "", 2) == "ww: error: FILE: it is empty\n"
+    assert refusal(ww, "", hello, 2) == "ww: error: CID: it is empty\n"
     assert "CID: 'hello'" in refusal(ww, "hello", hello, 2)
     assert "/ipfs/" not in refusal(ww, f"/ipfs/{HELLO_V0}/x", hello, 2).partition("'")[0]
     cbor = str(Cid(1, 0x71, Cid.parse(HELLO_V0).multihash))
@@ -117,5 +119,21 @@ def test_what_cannot_be_compared(ww: Ww, hello: Path) -> None:
 
 def test_what_cannot_be_read_is_told_from_what_has_another_cid(ww: Ww, hello: Path) -> None:
     assert "No such file" in refusal(ww, HELLO_V0, "nothing", 127)
-    assert "neither a file nor a directory" in refusal(ww, HELLO_V0, "/dev/null")
+    assert "neither a file nor a directory" in refusal(ww, HELLO_V0, "/dev/null", 126)
     assert "(it is: ww verify CID FILE)" in refusal(ww, str(hello), HELLO_V0, 2)
+    # It can be opened, and its first page cannot be read.
+    assert "cannot read: " in refusal(ww, HELLO_V1, "/proc/self/mem", 126)
+    assert "cannot read: " in refusal(ww, HELLO_V0, "/proc/self/mem", 126)
+
+
+def test_a_directory_with_what_has_no_address_cannot_be_compared(ww: Ww) -> None:
+    (ww.tmp / "pipes").mkdir()
+    os.mkfifo(ww.tmp / "pipes" / "fifo")
+    (ww.tmp / "names").mkdir()
+    with open(os.fsencode(ww.tmp / "names") + b"/\xff", "wb"):
+        pass
+    hint = "(compare a copy without it)\n"
+    error = refusal(ww, HELLO_V0, "pipes", 126)
+    assert error == f"ww: error: pipes/fifo: not a file, a directory or a symbolic link {hint}"
+    error = refusal(ww, HELLO_V0, "names", 126)
+    assert error == f"ww: error: names/\\udcff: its name is not UTF-8 {hint}"

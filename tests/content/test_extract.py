@@ -1,6 +1,7 @@
 """Content brought out to disk: whole or not at all, and nowhere else than where it belongs."""
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -554,6 +555,28 @@ class TestPlacesThatCannotBe:
         cid = put_raw(store, b"a")
         with pytest.raises(WwError, match=r"cannot be (created|written)"):
             bring(store, cid, "/proc/ww/a")
+
+    @pytest.mark.parametrize(
+        ("target", "shown"),
+        [("/ww-x", "/"), ("//ww-x", "/"), ("x", "."), ("./x", "."), ("d/x", "d")],
+    )
+    def test_a_directory_where_nothing_may_be_made_is_named(
+        self,
+        store: MemoryStore,
+        out: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        target: str,
+        shown: str,
+    ) -> None:
+        def refuse(name: str, *args: object, **more: object) -> None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+        (out / "d").mkdir()
+        monkeypatch.chdir(out)
+        monkeypatch.setattr(os, "mkdir", refuse)
+        with pytest.raises(WwError) as caught:
+            bring(store, put_raw(store, b"x"), target)
+        assert str(caught.value) == f"{shown}: cannot be written: Permission denied"
 
     def test_what_is_no_file(self, store: MemoryStore, out: Path) -> None:
         meta = put_node(store, [], unixfs.Data(unixfs.METADATA, data=b""))

@@ -76,9 +76,24 @@ def test_another_layout_is_refused(store: Blockstore, layout: bytes) -> None:
     assert caught.value.gone
 
 
-def test_a_folder_that_is_no_repository_is_told(tmp_path: Path) -> None:
-    source = Repository(str(tmp_path / "nothing"))
-    assert source.name == f"repository {tmp_path}/nothing"
-    with pytest.raises(SourceError, match="No such file") as caught:
-        source.get(Cid.of(b"", codec=RAW))
+def test_what_is_no_repository_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "another" / "blocks").mkdir(parents=True)
+    for name in ("nothing", "file", "folder", "another"):
+        source = Repository(str(tmp_path / name))
+        assert source.name == f"repository {tmp_path}/{name}"
+        with pytest.raises(SourceError) as caught:
+            source.get(Cid.of(b"", codec=RAW))
+        assert caught.value.text == "it is no Kubo repository: there is no blocks/SHARDING in it"
+        assert caught.value.gone
+
+
+def test_a_repository_that_cannot_be_read_is_one(store: Blockstore) -> None:
+    cid = put_raw(store, b"a block")
+    sharding = Path(store.home, "blocks", "SHARDING")
+    sharding.unlink()
+    sharding.symlink_to("SHARDING")
+    with pytest.raises(SourceError, match="cannot be read: Too many levels") as caught:
+        Repository(store.home).get(cid)
     assert caught.value.gone

@@ -303,14 +303,23 @@ def test_a_stream_socket_is_refused(path: Path) -> None:
         assert "SOCK_SEQPACKET" in refused(channel(path)).hint
 
 
-def test_a_regular_file_is_refused(path: Path) -> None:
+def test_what_is_no_socket_is_said_to_be_none(path: Path) -> None:
     path.touch()
-    refused(channel(path))
+    for other in (path, path.parent):
+        assert refused(channel(other)).what == f"{other}: it is no socket"
 
 
 def test_a_name_too_long_for_an_address_is_refused(path: Path) -> None:
     refused(channel(path.parent / ("x" * 200)))
     refused(channel(path.parent / ("x" * 200))._replace(listen=True))
+
+
+def test_what_is_missing_is_the_business_of_the_side_that_makes_it(path: Path) -> None:
+    nowhere = channel(path.parent / "no" / "such")
+    assert "the side with listen=true makes the socket" in refused(nowhere).hint
+    error = refused(nowhere._replace(listen=True))
+    assert "No such file" in error.what
+    assert "its directory; make that first" in error.hint
 
 
 # listen=true
@@ -484,6 +493,38 @@ def test_another_user_that_connects_is_refused(shared: Path, ordinary_account: A
     assert said == b"silence\n"
     assert f"belongs to user {ordinary_account.uid}" in error.what
     assert not path.exists()
+
+
+# In a user namespace that maps one id, the one that stands for all others.
+AS_NOBODY = ("unshare", "--user", "--map-user=65534", "--map-group=65534")
+TAKER = """
+import sys
+from runner.errors import WwError
+from runner.grants.handoff import Channel, receive
+try:
+    receive(Channel(sys.argv[1], "--fdctl #1", 60, listen=sys.argv[2] == "listen"))
+except WwError as error:
+    sys.exit(f"{error.code} {error.what}")
+"""
+
+
+@needs("root", CAN_BE_ROOT, "only root can start another user's process")
+@pytest.mark.parametrize("how", ["listen", "connect"])
+def test_where_strangers_look_like_oneself_nobody_is_believed(
+    shared: Path, ordinary_account: Account, how: str
+) -> None:
+    path = shared / "x"
+    os.chown(shared, ordinary_account.uid, ordinary_account.gid)
+    command = [*AS_NOBODY, sys.executable, "-c", TAKER, str(path), how]
+    env = {"PYTHONPATH": str(REPO)}
+    with new_socket() as stranger:
+        if how == "connect":
+            stranger.bind(str(path))
+            path.chmod(0o666)
+            stranger.listen()
+        with ordinary_account.popen(command, env=env, cwd="/", stderr=subprocess.PIPE) as process:
+            _, said = process.communicate(timeout=PATIENCE)
+    assert said.decode() == f"65 {path}: the kernel shows strangers as user 65534 here, too\n"
 
 
 RECEIVER = """

@@ -231,6 +231,8 @@ def test_without_a_command_it_can_listen_too(folder: Path) -> None:
         ("", [], [], 2, "the path is missing"),
         ("x,max=3", [], [], 2, "unknown key 'max'"),
         ("x,listen=false", [], ["true"], 2, "listen=false cannot be"),
+        ("x", [], [""], 2, "ww: error: COMMAND: it is empty\n"),
+        ("no/such/x", [], ["true"], 65, "its directory; make that first"),
         ("x", ["=3"], [], 2, "--fd #1: column 1"),
         ("x", ["a=7", "a=7"], [], 2, "already given"),
         ("x", ["a=9"], [], 65, "fd 9 is not open"),

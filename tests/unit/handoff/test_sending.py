@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import re
 import socket
 import threading
@@ -232,6 +233,12 @@ def test_nobody_there_is_refused_at_the_deadline(path: Path) -> None:
     assert not path.exists()
 
 
+def test_what_is_no_socket_is_not_waited_for(path: Path) -> None:
+    path.touch()
+    with pytest.raises(WwError, match="it is no socket"):
+        send_fds(str(path), [], timeout=PATIENCE)
+
+
 def test_a_descriptor_that_is_not_open_is_refused(path: Path) -> None:
     def talk(connection: socket.socket) -> None:
         connection.send(b"(ww-fdctl 1 (max 16))")
@@ -262,23 +269,38 @@ def test_offers_that_contradict_each_other_are_refused_before_anybody_is_met(
 # The documented example
 
 
-def test_the_supervisor_in_c_of_the_document_hands_over(path: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Path:
+    """Its source."""
     text = (REPO / "docs" / "handoff.md").read_text()
     found = re.search(r"```c\n(.*?)```", text, re.DOTALL)
     assert found is not None
     source = tmp_path / "supervisor.c"
     source.write_text(found[1])
-    program = str(compile_c(source, PROBE_FLAGS, ""))
+    return source
+
+
+def test_the_supervisor_in_c_of_the_document_hands_over(path: Path, supervisor: Path) -> None:
+    program = str(compile_c(supervisor, PROBE_FLAGS, ""))
 
     def work() -> None:
-        assert os.spawnv(os.P_WAIT, program, [program, str(path), str(source)]) == 0
+        assert os.spawnv(os.P_WAIT, program, [program, str(path), str(supervisor)]) == 0
 
     with beside(work):
         got = receive_when_ready(Channel(str(path), "--fdctl #1", PATIENCE))
     (request,) = got.requests
     assert (request.name, request.mode) == ("config", "r")
-    assert os.read(request.source, 1 << 16).decode() == found[1]
+    assert os.read(request.source, 1 << 16).decode() == supervisor.read_text()
     os.close(request.source)
+
+
+@pytest.mark.parametrize("standard", ["c17", "gnu17"])
+def test_the_supervisor_in_c_of_the_document_is_one_for_glibc_too(
+    supervisor: Path, standard: str
+) -> None:
+    # Its headers declare less than musl's unasked, and Clang 16 and GCC 14 take that for an error.
+    target = ("-target", f"{platform.machine()}-linux-gnu", f"-std={standard}")
+    compile_c(supervisor, (*target, "-Wall", "-Werror=implicit-function-declaration"), "")
 
 
 def test_the_bytes_of_an_offer_are_the_documented_ones(path: Path) -> None:

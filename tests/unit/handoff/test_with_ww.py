@@ -65,3 +65,28 @@ def test_without_a_supervisor_nothing_runs(ww: Ww) -> None:
     done = ww.run("run", "--fdctl", "./nobody", HELLO)
     assert (done.returncode, done.stdout) == (65, b"")
     assert done.stderr.startswith(b"ww: error: --fdctl #1: ./nobody: No such file or directory (")
+
+
+def test_the_help_of_each_side_is_its_own(ww: Ww) -> None:
+    words = {
+        command: " ".join(ww.run(command, "--help").stdout.decode().split())
+        for command in ("run", "send-fds")
+    }
+    assert "Grant the descriptor NUM under a name." in words["run"]
+    assert "from another flag" in words["run"]
+    assert "Send the descriptor NUM under a name." in words["send-fds"]
+    assert "from another flag" not in words["send-fds"]
+
+
+def test_an_empty_command_or_path_is_named_as_such(ww: Ww) -> None:
+    for args, what in (
+        (("./s", "--", ""), b"COMMAND"),
+        (("./s", "--fd", "a=0", "--", "", "true"), b"COMMAND"),
+        (("",), b"PATH"),
+        (("", "--", "true"), b"PATH"),
+    ):
+        done = ww.run("send-fds", *args)
+        assert (done.returncode, done.stderr) == (2, b"ww: error: %s: it is empty\n" % what)
+    # An empty argument of the command is its own business.
+    done = ww.run("send-fds", "./s", "--", "sh", "-c", "exit 7", "")
+    assert (done.returncode, done.stderr) == (7, b"")
