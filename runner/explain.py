@@ -129,7 +129,7 @@ def as_text(run: Run) -> list[str]:
     lines += [f"with: {key}: {value}" for key, value in plan["with"].items()]
     lines += [f"limit: {flag.name} {flag.shown(run.limits)}" for flag in FLAGS]
     lines.append(f"grace: {run.grace:g}s")
-    lines.append(f"ends with: {plan['ends_with']}")
+    lines.append(f"until: {plan['until']}")
     lines += [f"jail: {key}: {value}" for key, value in plan["jail"].items()]
     lines += [f"required: {feature}" for feature in plan["required"]]
     return [printable(line) for line in lines]
@@ -146,7 +146,7 @@ def _plan(run: Run) -> dict[str, Any]:
         "with": _capabilities(run),
         "limits": run.limits._asdict(),
         "grace": run.grace,
-        "ends_with": "ww, and the process that started it" if run.die_with_parent else "ww",
+        "until": f"the end of ww{' or of what started it' if run.die_with_parent else ''}",
         "network": run.network,
         "required": list(run.required),
         "jail": {

@@ -230,9 +230,9 @@ def test_limits_and_the_rest_of_the_jail_are_shown(ww: Ww) -> None:
 
 
 def test_it_says_whose_end_is_the_cells(ww: Ww) -> None:
-    for flag, whose in (("", "ww"), ("--die-with-parent", "ww, and the process that started it")):
+    for flag, whose in (("", "ww"), ("--die-with-parent", "ww or of what started it")):
         lines = ww.shell(f"ww run --explain {flag} {HELLO}").stdout.decode().splitlines()
-        assert f"ends with: {whose}" in lines
+        assert f"until: the end of {whose}" in lines
 
 
 def test_without_flags_the_limits_are_finite(ww: Ww) -> None:

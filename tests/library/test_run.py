@@ -579,6 +579,7 @@ def _children() -> list[int]:
 
 
 def test_a_sandbox_that_is_forgotten_is_closed_with_a_warning(cache: Path, tool: Cell) -> None:
+    gc.collect()  # of what was before
     opened = set(os.listdir("/proc/self/fd"))
     sandbox = Sandbox(cache=cache, jails=0)
     (spawner,) = _children()[-1:]

@@ -117,13 +117,18 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_NEXT_ATTEMPT", 3600.0)
 
 
-def test_one_who_is_refused_waits_for_one_who_is_being_let_in(patience: None) -> None:
-    later = Later(accept)
-    generation = Generation(Server(later, refuse))
+def two_workers(generation: Generation, later: Later) -> tuple[Worker, Worker]:
+    """One that is being answered, and one that is refused meanwhile, and waits."""
     first = Worker(generation)
     assert later.asked.wait(30)
     second = Worker(generation)
     assert not second.has_ended(0.3)
+    return first, second
+
+
+def test_one_who_is_refused_waits_for_one_who_is_being_let_in(patience: None) -> None:
+    later = Later(accept)
+    first, second = two_workers(Generation(Server(later, refuse)), later)
     later.go_on.set()
     assert first.work.begun.wait(30)
     assert not second.has_ended(0.1)
@@ -137,12 +142,9 @@ def test_one_who_is_refused_waits_for_one_who_is_being_let_in(patience: None) ->
 def test_those_who_are_all_refused_do_not_wait_for_each_other(patience: None) -> None:
     later = Later(refuse)
     generation = Generation(Server(later))
-    first = Worker(generation)
-    assert later.asked.wait(30)
-    second = Worker(generation)
-    assert not second.has_ended(0.3)
+    workers = two_workers(generation, later)
     later.go_on.set()
-    for worker in (first, second):
+    for worker in workers:
         assert worker.has_ended()
         assert [str(error) for error in worker.came] == ["it is full; the cell did not run"]
     assert not generation.asking
@@ -166,11 +168,7 @@ def test_one_who_is_refused_tries_again_whatever_others_of_the_program_do(
 
 def test_one_who_waits_for_one_who_is_being_let_in_can_be_killed(patience: None) -> None:
     later = Later(accept)
-    generation = Generation(Server(later, refuse))
-    first = Worker(generation)
-    assert later.asked.wait(30)
-    second = Worker(generation)
-    assert not second.has_ended(0.1)
+    first, second = two_workers(Generation(Server(later, refuse)), later)
     assert second.run.kill()
     assert second.has_ended()
     assert [type(error) for error in second.came] == [CellKilled]

@@ -408,7 +408,11 @@ static void about_no_descriptor(void) {
     }
     memset(text, 0, sizeof text);
     error = __wasi_random_get((uint8_t *)text, sizeof text);
-    say("random_get", error, "%s", memchr(text, 1, sizeof text) != NULL ? "some" : "none");
+    int random = 0;
+    for (size_t at = 0; at < sizeof text; at++) {
+        random |= text[at];
+    }
+    say("random_get", error, "%s", random != 0 ? "some" : "none");
     say("sched_yield", __wasi_sched_yield(), "");
     say("proc_raise", (__wasi_errno_t)proc_raise(0), "");
     fflush(stdout);
