@@ -20,6 +20,7 @@ from tests.ci.test_runners import SETTING, TABLE, check_doctor, check_run
 from tests.cli.test_doctor import HELLO, doctor, rows_of
 from tests.conftest import CAN_BE_ROOT, REPO, Account, Leftovers, Ww
 from tests.features import needs
+from tests.vm.guest.units import LOCK
 
 LeftoversFixture = Callable[..., Leftovers]
 
@@ -36,9 +37,6 @@ pytestmark = [
 needs_userns = needs(
     "apparmor-userns", "userns_create" in DECIDES, "user namespaces are beyond this AppArmor"
 )
-
-# There is one of each name.
-LOCK = "/tmp/loaded-profiles"
 
 # The rules of docker's profile that matter here, in words of AppArmor's own.
 DOCKERS = """
@@ -107,6 +105,7 @@ def loaded(profile: str) -> Iterator[None]:
             timeout=60,
         )
 
+    # Nor a test of units, which make what would be taken for something left behind.
     with open(LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         parser("--replace")
