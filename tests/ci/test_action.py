@@ -232,7 +232,9 @@ def test_a_step_that_is_cancelled_ends_its_cell_and_has_its_events(
                 assert step.process.poll() is None
                 step.process.send_signal(number)
                 step.process.wait(60)
+                deadline = time.monotonic() + 60
                 while '"exit"' not in events.read_text():
+                    assert time.monotonic() < deadline, "the cell goes on"
                     time.sleep(0.05)
             assert step.output() == {"status-file": str(events)}
             last = json.loads(last_event(events))

@@ -129,7 +129,9 @@ def test_a_job_that_is_ended_ends_its_cell_and_has_its_last_event(
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == -signal.SIGTERM
+        deadline = time.monotonic() + 60
         while '"exit"' not in status.read_text():
+            assert time.monotonic() < deadline, "the cell goes on"
             time.sleep(0.05)
     assert (events(status)[-1]["reason"], events(status)[-1]["code"]) == ("signal", 143)
 
